@@ -14,7 +14,7 @@ import pytest
 from tests.launcher.terminals import terminal
 from tests.support.users import User, without_ids
 from unionfs.containers import accounts, as_me
-from unionfs.containers.config import Group, Me
+from unionfs.containers.config import Group, HostUser
 
 pytestmark = pytest.mark.usefixtures("fuse_device")
 
@@ -134,12 +134,12 @@ def test_directories_of_the_system_are_the_images(tmp_path: Path) -> None:
     shown = {path: as_me.may_show(path) for path in ("/", "/usr/share", "/etc", "/home", "/libx", "relative")}
     assert not any(shown.values())
     here = os.path.realpath(tmp_path)
-    mine = Me("me", 7, (Group("us", 8),), "", here, "/bin/sh", f"{here}/gone", (("TMPDIR", here),))
+    mine = HostUser("me", 7, (Group("us", 8),), "", here, "/bin/sh", f"{here}/gone", (("TMPDIR", here),))
     found = [volume.target for volume in as_me.volumes(mine, ("/tmp", "/var/tmp"))]
     assert found == [here]
 
 
 def test_a_user_without_an_account() -> None:
-    mine = Me("user7", 7, (Group("group8", 8), Group("wheel", 10)), "", "/", "/bin/sh", "/", ())
+    mine = HostUser("user7", 7, (Group("group8", 8), Group("wheel", 10)), "", "/", "/bin/sh", "/", ())
     assert accounts.passwd(mine, "") == "user7:x:7:8::/:/bin/sh\n"
     assert accounts.group(mine, "wheel:x:9:\nroot:x:0:\n") == "group8:x:8:user7\nwheel:x:10:user7\nroot:x:0:\n"

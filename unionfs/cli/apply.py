@@ -15,7 +15,7 @@ from unionfs.changes.check import Objection
 from unionfs.changes.journal import Operation
 from unionfs.changes.listing import Change
 from unionfs.changes.stage import Progress
-from unionfs.cli import notes, output
+from unionfs.cli import notes, output, store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers import apply, take_over
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="print one object: name, and changes as unionfs diff has them"
     )
-    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
-    parser.acts_as_owner = False  # what is put in place is root's
+    store_flags.add_root(parser)
+    parser.acts_as_owner = False  # root applies the changes
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     container = store.find(arguments.name)

@@ -1,8 +1,8 @@
 """The argparse parser of every verb, with `UNIONFS_*` defaults from the environment and our exit codes.
 
 The environment variable of `--foo-bar` is UNIONFS_FOO_BAR, and that of `--image-store` is UNIONFS_IMAGE_STORES. For a
-flag that may be repeated it holds a list separated by colons; for one without a value, 1, yes, true or on switch it on,
-and 0, no, false, off or nothing leave it off.
+flag that may be repeated it holds a list separated by colons; a flag without a value is set by 1, yes, true or on, and
+not set by 0, no, false, off or an empty value.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     flags_between = False  # flags may stand between the words of a list: `NAME --into CONTAINER PATH`
 
     def __init__(self, verb: str, description: str, epilog: str | None = None, *, short_help: bool = True) -> None:
-        """`short_help`: -h is --help, and no flag of the verb's own."""
+        """`short_help`: -h means --help; False: the verb has a flag -h of its own."""
         super().__init__(
             prog=f"unionfs {verb}",
             description=description,

@@ -29,7 +29,7 @@ def add(parser: ArgumentParser) -> None:
 
 
 def apply(config: ContainerConfig, arguments: Namespace) -> ContainerConfig:
-    """The configuration with what --as-me adds. Raises: CommandError."""
+    """The configuration with the values that --as-me adds. Raises: CommandError."""
     if not arguments.as_me:
         if arguments.env_exclude:
             raise CommandError("run: --env-exclude is for --as-me", status=OWN_FAILURE)

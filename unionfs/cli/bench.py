@@ -45,7 +45,7 @@ _SIZE_UNITS: Final = {"k": cases.KB, "m": cases.MB, "g": cases.GB}
 def main(argv: list[str]) -> int:
     """Run `unionfs bench ARGV`."""
     arguments = _parser().parse(argv)
-    _check_outputs(arguments)  # before minutes have gone by
+    _check_outputs(arguments)  # reported before the measurement, which takes minutes
     found = _read(arguments.from_) if arguments.from_ else _measure(arguments)
     if arguments.json:
         print(json.dumps(found))
@@ -186,7 +186,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Raises: CommandError if something that is to be written later cannot be."""
+    """Raises: CommandError if an output file cannot be written after the measurement."""
     try:
         if arguments.report or arguments.plots:
             plots.check()

@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from typing import Final
 
+from unionfs.cli import store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.control import branch_client
@@ -16,8 +17,8 @@ from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
 Change the read-only branches of a union while it is in use. Afterwards the union shows the same as a new mount of these
-branches. Open files, mappings, working directories and running copy-ups stay valid: a file that is not in the union any
-more is like a file that was removed while in use.
+branches. Open files, mappings, working directories and running copy-ups stay valid: a file that is no longer in the
+union is like a file that was removed while in use.
 
   unionfs branch ls MOUNTPOINT                        list the branches, the topmost first
   unionfs branch add MOUNTPOINT DIR [--at N]          add one, by default on top of the read-only ones
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     where.add_argument("--append", action="store_true", help="add, mv: the lowest position")
     add("--force", action="store_true", help="rm: even if the upper depends on it; add: even inside another branch")
     add("--json", action="store_true", help="print JSON")
-    add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    store_flags.add_root(parser)
     arguments = parser.parse(argv)
     verb = arguments.verb
     if (verb == "ls") != (arguments.directory is None):
@@ -77,8 +78,8 @@ def main(argv: list[str]) -> int:
 
 
 def change_by_words(mountpoint: str, words: list[str]) -> None:
-    """Change branches as AUFS's words in `mount -o remount` ask: `add:N:DIR`, `del:DIR`, `append:DIR`, `prepend:DIR`,
-    one after the other. Raises: CommandError."""
+    """Change branches by AUFS's options of `mount -o remount`: `add:N:DIR`, `del:DIR`, `append:DIR`, `prepend:DIR`, one
+    after the other. Raises: CommandError."""
     try:
         union = branch_client.at(mountpoint)
         for word in words:

@@ -63,7 +63,7 @@ exit codes: 0 done, the command's own if a RUN failed, 125 if the Containerfile 
 def main(argv: list[str]) -> int:
     """Run `unionfs build ARGV`."""
     arguments = _parser().parse(argv)
-    arguments.quiet |= arguments.json  # which is all that is printed
+    arguments.quiet |= arguments.json  # the report is the only output
     arguments.report |= arguments.json
     with images.failures():
         tags = tuple(_tag(text) for text in arguments.tag)
@@ -257,7 +257,7 @@ def _options(arguments: Namespace) -> BuildOptions:
 
 
 def _opener(arguments: Namespace) -> builder.OpenContext:
-    """What opens the context that the command line names."""
+    """The function that opens the context that the command line names."""
 
     def opened(store: Store, directory: Callable[[], str], stack: ExitStack) -> Context:
         text, file, ignorefile = arguments.context, arguments.file, arguments.ignorefile

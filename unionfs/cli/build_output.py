@@ -1,5 +1,5 @@
-"""What a build prints: its steps and what its commands say, in podman's words; on a terminal the steps alone, and the
-rest of a command that fails.
+"""The output of a build: its steps and the output of their commands, in podman's words; on a terminal only the steps,
+and the last lines of a command that fails.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Plain:
     """A line for each step, and what commands print. Commands of several stages at once: each line names its stage."""
 
     def __init__(self) -> None:
-        self._rest: Final[dict[tuple[int, str], bytes]] = {}  # what is not a whole line yet
+        self._rest: Final[dict[tuple[int, str], bytes]] = {}  # the beginnings of incomplete lines
         self._stages = 1
 
     def event(self, event: Event) -> None:
@@ -96,7 +96,7 @@ class _Plain:
 
 
 class _OnTerminal:
-    """The step in work on one line, which the next one replaces; the last lines of each command are kept for its
+    """The present step on one line, which the next one replaces; the last lines of each command are kept for its
     failure."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class _OnTerminal:
         self._said.extend(data.splitlines(keepends=True))
 
     def clear(self) -> None:
-        """Remove the line, and show what the command has said."""
+        """Remove the line, and show the last output of the command."""
         _write(1, b"\r\x1b[K" + b"".join(self._said))
         self._said.clear()
 

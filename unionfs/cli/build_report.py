@@ -1,4 +1,4 @@
-"""`unionfs build --report`: what each step of the image has added, and what makes it large."""
+"""`unionfs build --report`: the files that each step of the image has added, and the causes of its size."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _label(built: Built, step: report.StepReport) -> str:
 
 
 def write_page(built: Built, store: Store, path: str, title: str) -> None:
-    """Write the page of `layers explore --html` for the image: by layer what shows, and what is wasted and why."""
+    """Write the page of `layers explore --html` for the image: the visible and the wasted bytes of each layer."""
     from layers.cli import explore, stacks
     from layers.explore.indexes import open_tree
 

@@ -65,7 +65,7 @@ def _add_verbs(top: argparse.ArgumentParser, verbs: Mapping[str, parsers.Verb]) 
 
 
 def _given(*, parser: argparse.ArgumentParser, **_: Any) -> argparse.ArgumentParser:
-    """Replace the class that add_parser calls, and return the existing parser."""
+    """Stand in for the class that add_parser calls: return the existing parser."""
     return parser
 
 

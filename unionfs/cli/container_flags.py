@@ -6,6 +6,7 @@ import argparse
 import os
 from argparse import Namespace
 from collections.abc import Iterable
+from typing import Final
 
 from unionfs.cli import (
     as_me_flags,
@@ -15,21 +16,21 @@ from unionfs.cli import (
     remote_flags,
     signals,
     store_flags,
+    union_flags,
 )
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
-from unionfs.cli.partial_flags import add_partial_from
 from unionfs.containers.config import ContainerConfig, RootFilesystem
-from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
 from unionfs.drivers.names import FUSE, NAMES
-from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher import resources
 from unionfs.launcher.capabilities import chosen
 from unionfs.launcher.spec import PASTA, SLIRP, Process
 
+CONTAINER_ENDS: Final = "; the container then ends"
+
 
 def partial_from(arguments: Namespace, *, by_default: int) -> int:
-    """From how many bytes on a file is copied up in part: --partial-from, or `by_default`."""
+    """The size in bytes from which files are copied up in part: --partial-from, or `by_default`."""
     asked: int | None = arguments.partial_from
     return by_default if asked is None else asked
 
@@ -202,24 +203,17 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         default="",
         help="let an OCI runtime run the container, crun or runc (default: unionfs itself)",
     )
-    add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
-    add("--whiteout", choices=WHITEOUT_FORMATS, default="aufs", help="the format of whiteouts (default: aufs)")
-    add(
-        "--durability",
-        choices=DURABILITIES,
-        default="normal",
-        help="strict: a copied-up file is written to the device before it is shown; volatile: fsync does nothing "
-        "(default: normal)",
-    )
+    union_flags.add_transport(made)
+    union_flags.add_upper(made)
     add(
         "--passthrough",
         action="store_true",
         help="let the kernel itself read and write the files of the image (see unionfs mount); for root of the machine",
     )
-    add_no_keeper(made)
+    union_flags.add_no_keeper(made, CONTAINER_ENDS)
     # Only verbs that complete it read the upper of a container.
-    add_partial_from(made, default=None, by_default="16M for images of the store, otherwise 0")
-    add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    union_flags.add_partial_from(made, default=None, by_default="16M for images of the store, otherwise 0")
+    store_flags.add_root(made)
     store_flags.add_image_stores(made)
     add(
         "--scratch",
@@ -231,15 +225,6 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
     remote_flags.add(made)
     return made
-
-
-def add_no_keeper(made: Parser) -> None:
-    """Add the flag to the parser of a verb that makes containers."""
-    made.add_argument(
-        "--no-keeper",
-        action="store_true",
-        help="leave no keeper, which starts another daemon if the union's daemon dies; the container then ends",
-    )
 
 
 def environment(arguments: Namespace) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from unionfs.changes.cost import CopiedUp
-from unionfs.cli import output
+from unionfs.cli import output, store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.units import human_size
 from unionfs.containers import diff
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     form.add_argument("--json", action="store_true", help="print a JSON object")
     form.add_argument("-z", "--null", action="store_true", help="end lines with a zero byte, for names with newlines")
     parser.add_argument("--cost", action="store_true", help="list copy-ups by the number of bytes copied")
-    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    store_flags.add_root(parser)
     arguments = parser.parse(argv)
     if arguments.cost and arguments.null:
         parser.error("argument --cost: not allowed with -z")
@@ -84,7 +84,7 @@ def _show_costs(container: Container, found: Sequence[CopiedUp], *, as_json: boo
         print(f"{human_size(one.copied):>10}  {verdict:<7}  {path}")
     sentence = f"{len(found)} files copied up, {human_size(total)} copied"
     if wasted:
-        sentence += f"; {len(wasted)} of them, {human_size(for_nothing)}, for nothing: their content is the lower's"
+        sentence += f"; {len(wasted)} of them, {human_size(for_nothing)}, needlessly: their content equals the lower's"
     print(sentence, file=sys.stderr)
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Final
 
+from unionfs.cli import store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED
 from unionfs.doctor.diagnosis import LIMITED, OK, Finding, diagnose
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
     """Run `unionfs doctor ARGV`."""
     parser = Parser("doctor", _DESCRIPTION, _EPILOG)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    store_flags.add_root(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse(argv)
     findings = diagnose(examine(arguments.root))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from unionfs.cli import store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, FAILURES, format_failure
 from unionfs.containers.record import Container
@@ -18,7 +19,7 @@ def add_names(parser: Parser) -> None:
 
 
 def add_root(parser: Parser) -> None:
-    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    store_flags.add_root(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
 

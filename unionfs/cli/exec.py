@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from unionfs.cli import container_flags, mount_flags
+from unionfs.cli import container_flags, mount_flags, store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import background, running
@@ -42,7 +42,7 @@ def _parser() -> Parser:
     add("--env-file", metavar="FILE", action="append", help="a file of variables, one on a line")
     add("-w", "--workdir", metavar="DIR", help="the working directory (default: the container's)")
     add("-u", "--user", metavar="USER[:GROUP]", help="default: the container's")
-    add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    store_flags.add_root(parser)
     add("--debug", action="store_true", help="show tracebacks")
     return parser
 

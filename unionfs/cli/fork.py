@@ -1,4 +1,4 @@
-"""`unionfs fork`: make a second container on what a container shows now."""
+"""`unionfs fork`: make a second container with the present files of a container."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from unionfs.containers.store import ContainerStore
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
-Make a second container on what CONTAINER shows at this moment, running or not: a container of run or create, or the
-changes that try has kept. The container is frozen (see unionfs freeze), and both share its branches, so a fork takes no
-time and no space, however large the container is. Each has its own changes from then on, and is started, entered,
+Make a second container with the present files of CONTAINER, running or not: a container of run or create, or changes
+that try has kept. The container is frozen (see unionfs freeze), and both share its branches, so a fork takes no time
+and no space, whatever the size of the container. Each has its own changes from then on, and is started, entered,
 compared, merged and removed by itself. A fork can be forked.
 
 The fork is not started: unionfs start NAME runs the container's command in it, or COMMAND if one is given. Volumes are

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from unionfs.cli import notes
+from unionfs.cli import notes, store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.branch import is_mountpoint
 from unionfs.cli.errors import CommandError
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT|CONTAINER")
     parser.add_argument("name", metavar="NAME", nargs="?", default="")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    store_flags.add_root(parser)
     arguments = parser.parse(argv)
     try:
         if not is_mountpoint(arguments.mountpoint):

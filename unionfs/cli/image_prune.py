@@ -17,8 +17,8 @@ from unionfs.printable import printable
 
 _DESCRIPTION = """\
 Remove the images that have no name; with --all also those that no container uses. Their layers are freed unless
-other images have them. The remains of interrupted pulls are freed, too, and what builds have kept: steps whose layers
-no image has, and the caches of RUN --mount=type=cache."""
+other images have them. The remains of interrupted pulls are freed, too, and the caches of builds: steps whose layers no
+image has, and the directories of RUN --mount=type=cache."""
 
 
 def main(argv: list[str]) -> int:

@@ -20,7 +20,7 @@ from unionfs.syscalls import mountinfo
 from unionfs.syscalls.mountinfo import Mount
 
 _DUMB: Final = ("", "dumb", "unknown")
-_CLEAR: Final = "\x1b[H\x1b[J"  # cursor to the first place, and everything from there removed (ECMA-48)
+_CLEAR: Final = "\x1b[H\x1b[J"  # move the cursor to the first place, and erase all from there (ECMA-48)
 
 
 class Target(NamedTuple):
@@ -47,7 +47,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def seconds(text: str) -> float:
-    """The value of a flag. Raises: ArgumentTypeError."""
+    """The seconds of an interval. Raises: ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:
@@ -109,6 +109,6 @@ def ticks(interval: float, count: int) -> Iterator[None]:
 
 
 def draw(lines: list[str]) -> None:
-    """Print lines; on a terminal that can, instead of those before."""
+    """Print lines; a terminal that can move its cursor shows them in place of the former ones."""
     can = sys.stdout.isatty() and os.environ.get("TERM", "") not in _DUMB
     print((_CLEAR if can else "") + "\n".join(lines), flush=True)

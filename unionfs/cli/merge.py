@@ -16,12 +16,12 @@ from unionfs.containers.store import ContainerStore
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
-Bring the changes of the fork NAME into the container that it was forked from, and remove the fork. All of them arrive,
-or none: also if the command is killed. The fork must not run; the container may, and is paused meanwhile. Other forks
-keep what they show.
+Bring the changes of the fork NAME into the container that it was forked from, and remove the fork. Either all changes
+arrive or none, also if the command is killed. The fork must not run; the container may, and is paused meanwhile. Other
+forks do not change.
 
 If the container has changed the same files or directories since, the conflicts are listed and nothing is changed,
-unless --theirs takes the fork's changes, --ours leaves those out that conflict, or PATHs select some."""
+unless --theirs takes the fork's changes, --ours leaves out those that conflict, or PATHs select some."""
 
 _EPILOG = """\
 examples:
@@ -29,7 +29,7 @@ examples:
   unionfs merge one                     merge them, and remove the fork
   unionfs merge --theirs one /etc       merge only what is at and below /etc, and keep the fork
 
-exit codes: 0 merged, 1 conflicts or another failure, with everything as it was.
+exit codes: 0 merged, 1 conflicts or another failure, with nothing changed.
 
 --json prints one object: merged, copied (whether files were copied; else branches are shared), changes (as in
 `unionfs diff --json`), conflicts (path, fork, parent_path, parent)."""
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     parser.flags_between = True
     add = parser.add_argument
     add("name", metavar="NAME", help="the fork")
-    add("paths", metavar="PATH", nargs="*", help="merge only what is at and below these, and keep the fork")
+    add("paths", metavar="PATH", nargs="*", help="merge only the changes at and below these paths, and keep the fork")
     add("--into", metavar="CONTAINER", help="another container on the same branches (default: the fork's parent)")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--theirs", action="store_true", help="where changes conflict, take the fork's")

@@ -6,16 +6,15 @@ import os
 import sys
 from argparse import Namespace
 
-from unionfs.cli import parents
+from unionfs.cli import parents, union_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import USAGE, CommandError, failed
-from unionfs.cli.partial_flags import add_partial_from
-from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Options, make_work
+from unionfs.core.options import OptionError, Options, make_work
 from unionfs.core.owners import OwnerTranslation
 from unionfs.daemon.options import DaemonOptions, StartError
 from unionfs.daemon.start import start
 from unionfs.fuse.mounting import MountOptions
-from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, DEFAULT_TRANSPORT, FOREVER_S, TRANSPORTS, ServeOptions
+from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, FOREVER_S, ServeOptions
 from unionfs.printable import printable_line
 
 _DESCRIPTION = """\
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> int:
         if made_work is not None:
             from shutil import rmtree  # late: importing it takes longer than checking the arguments
 
-            rmtree(made_work, ignore_errors=True)  # this call has made its content
+            rmtree(made_work, ignore_errors=True)  # this call has made it
         raise
 
 
@@ -115,16 +114,9 @@ def _parser() -> Parser:
     )
     add("--read-only", action="store_true", help="refuse changes even if there is an upper directory")
     add("--allow-other", action="store_true", help="let other users access the mount, too (always if root mounts)")
-    add("--whiteout", choices=WHITEOUT_FORMATS, default="aufs", help="the format of whiteouts (default: aufs)")
-    add(
-        "--durability",
-        choices=DURABILITIES,
-        default="normal",
-        help="strict: a copied-up file is written to the device before it is shown; volatile: fsync does nothing "
-        "(default: normal)",
-    )
-    add_partial_from(parser)
-    add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
+    union_flags.add_upper(parser)
+    union_flags.add_partial_from(parser)
+    union_flags.add_transport(parser)
     add(
         "--busy-poll",
         choices=BUSY_POLL_MODES,
@@ -153,11 +145,7 @@ def _parser() -> Parser:
         help="notice changes that others make to the directories underneath (inotify); without it such changes are "
         "undefined",
     )
-    add(
-        "--no-keeper",
-        action="store_true",
-        help="leave no keeper, which starts another daemon if this one dies (see docs/reliability.md)",
-    )
+    union_flags.add_no_keeper(parser, " (see docs/reliability.md)")
     add("-f", "--foreground", action="store_true", help="serve the union in this process; Ctrl-C unmounts")
     add("--log", metavar="FILE", help="append the daemon's log to FILE (default: none, or stderr in the foreground)")
     add("--debug", action="store_true", help="log everything and show tracebacks; implies --foreground without --log")

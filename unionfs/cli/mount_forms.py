@@ -45,10 +45,11 @@ def mounts_in_background(program: str, arguments: Sequence[str]) -> bool:
 
 
 def runs_attached(arguments: Sequence[str]) -> bool:
-    """Whether the command line runs a container without a terminal, waits for its end, and needs no descriptors of the
-    caller, which `--as-me` hands down.
+    """Whether the command line runs a container without a terminal, waits for its end, and passes no descriptors of the
+    caller to it, as `--as-me` does.
 
-    False for some of these, whose command has an option that looks like one of those that rule it out.
+    May be False for such a command line if the container's command has an option that looks like a flag that excludes
+    it.
     """
     if not arguments or arguments[0] != "run":
         return False

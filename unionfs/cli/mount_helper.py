@@ -50,7 +50,8 @@ _NO_MEANING_HERE: Final = frozenset(
     splice_read splice_write strictatime subtype sync threaded unbindable user userxattr xino
     """.split()  # noqa: SIM905 - a table of words
 )
-"""Options of other mount programs, of the kernel and of mount(8) whose absence changes nothing that users rely on."""
+"""Options of other mount programs, of the kernel and of mount(8) that can be ignored: users rely on nothing that they
+change."""
 _OVERRIDES: Final = {"0": "", "1": "privileged", "2": "user"}
 """xattr_permissions= -> core.options.Options.overrides."""
 
@@ -224,8 +225,8 @@ def _wants_atime(flags: _Flags) -> bool:
 
 
 def _remount(request: _Request) -> int:
-    """As mount(8) calls us for `mount -o remount,ro MOUNTPOINT`, with the options that hold now and the new ones. With
-    AUFS's words for branches, these are changed and nothing else."""
+    """Carry out `mount -o remount,ro MOUNTPOINT`, for which mount(8) calls this program with the present options and
+    the new ones. With AUFS's options for branches, only the branches are changed."""
     flags = _Flags(request.options)
     path = request.positionals[-1]
     words = [option for option in request.options if option.partition(":")[0] in WORDS and ":" in option]
@@ -306,7 +307,7 @@ def _one_path(values: dict[str, str], name: str) -> str | None:
 
 
 def _owners(values: dict[str, str]) -> OwnerTranslation | None:
-    """squash_to_uid and squash_to_gid go before squash_to_root, and that before the mappings."""
+    """squash_to_uid and squash_to_gid have priority over squash_to_root, and that over the mappings."""
     users, groups = (_id_map(values, kind) for kind in ("uid", "gid"))
     return OwnerTranslation(users, groups) if users != IdTranslation() or groups != IdTranslation() else None
 

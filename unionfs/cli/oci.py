@@ -1,4 +1,4 @@
-"""`unionfs oci`: an OCI runtime with the commands and flags of runc."""
+"""`unionfs oci`: an OCI runtime that has the commands and flags of runc."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ An OCI runtime: podman, buildah, containerd and other engines start containers w
   unionfs oci start ID                       have it execute its command
   unionfs oci run [-b BUNDLE] ID             both; wait for it, and delete it
   unionfs oci exec ID COMMAND...             execute one more process in it
-  unionfs oci state | ps | list | features   what there is, as JSON or in tables
+  unionfs oci state | ps | list | features   containers, processes, abilities, as JSON or in tables
   unionfs oci kill | pause | resume | update | delete ID
 
 Engines are given the program `unionfs-oci`, which takes the same words: podman --runtime $(which unionfs-oci) run ...
-docs/oci-runtime.md says what it has of the specification, and shows configurations. Flags have no defaults from the
-environment here, as engines expect it."""
+docs/oci-runtime.md lists the supported parts of the specification, and shows configurations. Flags have no defaults
+from the environment here, as engines expect it."""
 
 _ENTERING: Final = {"create", "run", "exec"}
 """Commands of which a process enters the container."""
@@ -40,14 +40,14 @@ def main(argv: list[str]) -> int:
 
 
 def command() -> None:
-    """The program `unionfs-oci`: what engines are given as a runtime."""
+    """The program `unionfs-oci`, which engines call as a runtime."""
     from unionfs import standard_descriptors
 
     standard_descriptors.open_missing()
     if _ENTERING & set(sys.argv[1:]):
         from unionfs.launcher import own_executable
 
-        own_executable.protect()  # before what takes time, since it begins anew
+        own_executable.protect()  # first: it executes the program again
     try:
         status = _main(sys.argv[1:], _parser("unionfs-oci"))
     except CommandError as error:

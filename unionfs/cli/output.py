@@ -1,9 +1,11 @@
 """Format changes: as lines, as a table on a terminal, as JSON.
 
-Pure but for asking whether standard output is a terminal. Names of files are made by strangers: on a terminal all that
-is not printable is shown as an escape, so that a name can neither move the cursor nor pass for another.
+Pure, except that it checks whether standard output is a terminal. File names are untrusted: on a terminal all
+characters that are not printable are shown as escapes, so that a name can neither move the cursor nor look like
+another.
 
-JSON has names as text if they are UTF-8; otherwise `path` has U+FFFD for what is not, and `path_base64` has the bytes.
+JSON has names as text if they are UTF-8; otherwise `path` has U+FFFD for the other bytes, and `path_base64` has all
+bytes.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _of_module(name: str) -> argparse.ArgumentParser:
 
 
 class _CapturedError(BaseException):
-    """Carries a parser out of `main`, past what `main` catches."""
+    """Carries a parser out of `main`, which catches no BaseException."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self.parser = parser

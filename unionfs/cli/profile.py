@@ -1,4 +1,4 @@
-"""`unionfs profile`: record where a job's time on a union went, and say what would help."""
+"""`unionfs profile`: record where a job's time on a union went, and list remedies."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from unionfs.profiles.causes import Cause
 from unionfs.profiles.recording import Recording, Row
 
 _DESCRIPTION: Final = """\
-Record what a union is asked for while COMMAND runs, or for some seconds: requests and waits by program, directory and
-kind, copy-ups, and why the kernel asked instead of using its cache. Then say what would help, and what each measure
-would have saved, as counted. Requests of all programs on the union are recorded, not only those of COMMAND."""
+Record the requests to a union while COMMAND runs, or for some seconds: requests and waits by program, directory and
+kind, copy-ups, and why the kernel asked instead of using its cache. Then list remedies, with the time and requests that
+each would have saved. Requests of all programs on the union are recorded, not only those of COMMAND."""
 
 _EPILOG: Final = """\
 Without MOUNTPOINT, all unions that are mounted when COMMAND begins are recorded, and those that it used are reported.
@@ -52,14 +52,14 @@ examples:
 _ROWS: Final = 8  # of each table
 _INTERVAL_S: Final = 0.25
 _PATIENCE_S: Final = 30.0
-"""For the last line of a daemon: it may have to finish something first."""
+"""Seconds to wait for the last line of a daemon, which may have to finish other work first."""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs profile ARGV`."""
     parser = Parser("profile", _DESCRIPTION, _EPILOG)
     parser.add_argument("union", metavar="MOUNTPOINT|CONTAINER", nargs="?", help="default: all unions")
-    help_ = "record for so many seconds, or until Ctrl-C (a number; may end with s)"
+    help_ = "record for SECONDS (5, or 5s), or until Ctrl-C"
     parser.add_argument("--for", metavar="SECONDS", dest="duration", type=_seconds, help=help_)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--html", metavar="FILE", help="write a page with a time line, too")
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     # argparse would take the first word of COMMAND for MOUNTPOINT, and would not find COMMAND behind a flag.
     before = argv[: argv.index("--")] if "--" in argv else argv
     command = argv[len(before) + 1 :]
-    parser.acts_as_owner = False  # COMMAND is the caller's
+    parser.acts_as_owner = False  # COMMAND runs with the caller's ids
     arguments = parser.parse(before)
     if arguments.command:
         parser.error("write `--` before COMMAND")
@@ -104,12 +104,12 @@ def _seconds(text: str) -> float:
 
 
 class _Recorder:
-    """Receives what a daemon records, on a thread that ends with the process."""
+    """Receives the recording of a daemon, on a thread that ends with the process."""
 
     def __init__(self, target: Target) -> None:
         self.target = target  # immutable
         self.recording: Recording | None = None  # set once
-        self.failure = ""  # why there is none; set once
+        self.failure = ""  # why there is no recording; set once
         self._connection: activity_client.Recording | None = None  # set once
         self._has_begun = threading.Event()
         self._is_to_end = False
@@ -221,7 +221,7 @@ def _lines(recording: Recording) -> list[str]:
         f"programs waited {_ms(recording.cost)} for the daemon"
     ]
     if not recording.is_complete:
-        lines.append("The daemon ended or was replaced before the end: what came last is missing.")
+        lines.append("The daemon ended or was replaced before the end: the last requests are missing.")
     if recording.forgot:
         lines.append("The job used more names and files than are remembered: reasons may be wrong.")
     found = causes.causes(recording)

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any, Final
 
-from unionfs.cli import filter_flags
+from unionfs.cli import filter_flags, store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import format_failure
 from unionfs.cli.units import human_duration
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--format", metavar="FORMAT", help="json, table, or a line such as '{{.Names}} {{.Status}}'")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    store_flags.add_root(parser)
     arguments = parser.parse(argv)
     fits = filter_flags.all_of(arguments.filter)
     last = 1 if arguments.latest else arguments.last

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
 
 
 def make(arguments: Namespace) -> Container | None:
-    """The container that the command line asks for, made; None when it was only to be described.
+    """Make the container that the command line describes. Returns None with --dry-run, which only describes it.
 
     Raises: CommandError, ContainerError, LaunchError.
     """
@@ -231,7 +231,7 @@ def _config_on_image(
     from unionfs.containers import images
 
     settings, process, mounts = image.settings, config.process, config.mounts
-    # Nobody changes the layers of our own store while a container of theirs exists.
+    # No process changes layers of our own store while a container uses them.
     is_ours = isinstance(image, images.Unpacked) and image.store == root
     entrypoint, rest = images.command_of(settings, arguments.entrypoint, words[1:])
     if arguments.entrypoint == "" and image.without_entrypoint:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from unionfs.cli import notes, parents
+from unionfs.cli import notes, parents, store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, FAILURES, CommandError, format_failure, status_of
 from unionfs.containers import background, create, running, start
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", metavar="CONTAINER", nargs="+", help="a name, an id, or the beginning of an id")
     parser.add_argument("-a", "--attach", action="store_true", help="print its output, and wait for its end")
     parser.add_argument("-i", "--interactive", action="store_true", help="connect standard input; implies --attach")
-    parser.add_argument("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    store_flags.add_root(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)

@@ -128,7 +128,7 @@ def _keeper(keeper: dict[str, Any] | None) -> str:
         return "none: if the daemon dies, the mount ends"
     alive = f"process {keeper['pid']}" if keeper["alive"] else "killed: if the daemon dies, the mount ends"
     if keeper.get("outdated"):
-        return f"{alive}; it does not know the branches as they are now: if the daemon dies, the mount ends"
+        return f"{alive}; it does not know the present branches: if the daemon dies, the mount ends"
     said = [alive]
     if keeper["replaced"]:
         said.append(f"replaced the daemon {_times(keeper['replaced'])}{_why(keeper)}")
@@ -144,7 +144,8 @@ def _keeper(keeper: dict[str, Any] | None) -> str:
 
 
 def _why(keeper: dict[str, Any]) -> str:
-    """Say why daemons were replaced: each reason with its count. Daemons of earlier versions say the last one only."""
+    """List why daemons were replaced: each reason with its count. Daemons of earlier versions report the last reason
+    only."""
     reasons = Counter(str(each["reason"]) for each in keeper.get("replacements", ()))
     if not reasons:
         return f", the last one was {printable(keeper['last_reason'])}"

@@ -13,7 +13,7 @@ from unionfs.store_files import default_root
 
 
 def show(root: str | None, *, as_json: bool) -> int:
-    """Print how full the pool of the store is. Raises: CommandError."""
+    """Print the used and free space of the store's pool. Raises: CommandError."""
     root = root or default_root()
     try:
         found = devicemapper.usage(root)

@@ -1,4 +1,4 @@
-"""`unionfs status`: what a container has changed, and which of these paths have changed on this machine since."""
+"""`unionfs status`: how many paths a container has changed, and which of these have changed on this machine since."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The flag --image-store: further stores of images, which belong to others and are only read."""
+"""The flags of stores: --root, the store of containers and images; --image-store, further stores of images, which
+belong to other users and are only read."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ import argparse
 import os
 
 from unionfs.cli.arguments import Parser
+
+
+def add_root(parser: Parser) -> None:
+    parser.add_argument("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
 
 
 def add_image_stores(parser: Parser) -> None:

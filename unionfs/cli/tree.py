@@ -8,7 +8,7 @@ from unionfs.cli import each
 from unionfs.cli.arguments import Parser
 from unionfs.cli.units import human_size
 from unionfs.containers import forks
-from unionfs.containers.forks import Row
+from unionfs.containers.forks import ForkRow
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _as_json(row: Row) -> dict[str, object]:
+def _as_json(row: ForkRow) -> dict[str, object]:
     return {
         "name": row.container.name,
         "id": row.container.id,

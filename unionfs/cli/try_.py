@@ -13,18 +13,16 @@ from argparse import Namespace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from unionfs.cli import container_flags, notes, parents, run
+from unionfs.cli import container_flags, notes, parents, run, store_flags, union_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILURES, OWN_FAILURE, CommandError, format_failure
 from unionfs.cli.mount_flags import volume_from
-from unionfs.cli.partial_flags import add_partial_from
 from unionfs.containers import host_view, running, start
 from unionfs.containers.config import ContainerConfig, Mounts, Network, RootFilesystem
 from unionfs.containers.errors import AlreadyRunningError, ContainerError, NotRunningError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore
-from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher.spec import Process
 from unionfs.printable import printable
 
@@ -49,7 +47,7 @@ examples:
   unionfs try --apply make install           apply the changes if the command succeeds
   unionfs try --keep new -- ./configure.sh   then: unionfs diff new; unionfs apply new; unionfs rm new
   unionfs try --name s -- ./configure        begin a session; the next try --name s goes on in it
-  unionfs try --fork s --name t -- make      begin another one with what s shows
+  unionfs try --fork s --name t -- make      begin another one with the present files of s
 
 With --only, /tmp, /run and /var/tmp are empty and in memory, unless DIR is below them.
 
@@ -157,7 +155,7 @@ def _parser() -> Parser:
     then.add_argument("--keep", metavar="NAME", help="keep the changes as NAME, for unionfs diff, apply and rm")
     then.add_argument("--discard", action="store_true", help="discard the changes (the default without a terminal)")
     then.add_argument("--name", metavar="NAME", help="as --keep; in a session that exists, run a further command")
-    add("--fork", metavar="SESSION", help="begin with what SESSION shows, which was kept or is running")
+    add("--fork", metavar="SESSION", help="begin with the present files of SESSION, which was kept or is running")
     add("--only", metavar="DIR", help="the command may change files below DIR only; the rest is read-only")
     add("--write", metavar="DIR", action="append", help="DIR is not protected: as -v DIR:DIR")
     add(
@@ -176,10 +174,10 @@ def _parser() -> Parser:
     )
     add("-w", "--workdir", metavar="DIR", help="the working directory (default: the current one)")
     add("--network", choices=("host", "none"), default="host", help="this machine's network, or none (default: host)")
-    add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
-    container_flags.add_no_keeper(parser)
-    add_partial_from(parser)
-    add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    union_flags.add_transport(parser)
+    union_flags.add_no_keeper(parser, container_flags.CONTAINER_ENDS)
+    union_flags.add_partial_from(parser)
+    store_flags.add_root(parser)
     add("--dry-run", action="store_true", help="only print the steps")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
     return parser

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--complete",
         action="store_true",
-        help="before, bring all data of changed files to the upper directory (see unionfs complete)",
+        help="first bring all data of changed files to the upper directory (see unionfs complete)",
     )
     arguments = parser.parse(argv)
     for mountpoint in arguments.mountpoints:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def human_size(size: int) -> str:
-    """A size in at most four digits: `999 B`, `12.1 KiB`, `3.4 GiB`."""
+    """A size in at most four digits, with its unit: `999 B`, `12.1 KiB`, `3.4 GiB`."""
     amount = float(size)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if amount < 1024:

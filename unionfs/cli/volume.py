@@ -7,11 +7,12 @@ import json
 import sys
 from typing import Any, Final
 
+from unionfs.cli import store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, FAILURES, CommandError, format_failure
 from unionfs.containers.remove import remove_volume
 from unionfs.containers.store import ContainerStore
-from unionfs.containers.volumes import Named, VolumeStore, used_by
+from unionfs.containers.volumes import NamedVolume, VolumeStore, used_by
 from unionfs.printable import printable, printable_line
 
 _DESCRIPTION: Final = """\
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         "-l", "--label", metavar="NAME=VALUE", action="append", help="create: store a label with the volume"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    store_flags.add_root(parser)
     arguments = parser.parse(argv)
     containers = ContainerStore(arguments.root)
     store = VolumeStore(containers.root)
@@ -98,7 +99,7 @@ def _remove(store: VolumeStore, containers: ContainerStore, names: list[str]) ->
     return status
 
 
-def _as_json(volume: Named, used: dict[str, list[str]]) -> dict[str, Any]:
+def _as_json(volume: NamedVolume, used: dict[str, list[str]]) -> dict[str, Any]:
     created = dt.datetime.fromtimestamp(volume.created, dt.UTC).isoformat().replace("+00:00", "Z")
     return {
         "Name": volume.name,

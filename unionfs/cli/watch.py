@@ -26,8 +26,8 @@ waited for copy-ups, disks and threads besides. Lists begin with what costs most
 --json prints one object a line for each interval: seconds, messages (counts by kind, the most frequent first),
 copy_ups, copied (bytes), copying_s, cpu_s and memory (bytes, PSS) of the daemon, nodes, descriptors (open, most),
 caused: a list with command, directory, copy_ups, size (bytes) and ms of each program in each directory, the longest
-first; and, if the transport tells, waits (copying, blocked and disk, in seconds), and the lists programs, directories
-and kinds with requests, size (bytes read and written), seconds (worked) and the same waits of each."""
+first; and, if the transport records them, waits (copying, blocked and disk, in seconds), and the lists programs,
+directories and kinds with requests, size (bytes read and written), seconds (worked) and the same waits of each."""
 
 _ROWS: Final = 8  # of each list
 _LISTS: Final = {"program": "programs", "directory": "directories", "kind": "kinds"}
@@ -85,7 +85,7 @@ class _Trace:
         self._listens.wait()
 
     def _receive(self) -> None:
-        with suppress(NoAnswerError):  # the loop says it
+        with suppress(NoAnswerError):  # the loop reports the end
             for entry in self._target.ask("trace"):
                 if "listening" in entry:
                     self._listens.set()
@@ -105,7 +105,7 @@ class _Activity:
         self._target = target
         self._interval = interval
         self._listens = threading.Event()
-        self._recording: Recording | None = None  # since the last `take`; None: the daemon does not tell
+        self._recording: Recording | None = None  # since the last `take`; None: the daemon does not record
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -115,7 +115,7 @@ class _Activity:
 
     def _receive(self) -> None:
         mount = self._target.mount
-        # An older daemon does not know the question; a newer one may tell other things.
+        # An older daemon does not know the question; a newer one may send other fields.
         with (
             suppress(NoAnswerError, KeyError, TypeError),
             activity_client.record(mount.minor, mount.user_id, self._interval) as connection,
@@ -130,7 +130,7 @@ class _Activity:
         self._listens.set()
 
     def take(self) -> Recording | None:
-        """What was recorded since the last call; None where the transport does not tell."""
+        """The requests recorded since the last call; None if the transport does not record them."""
         with self._lock:
             found = self._recording
             if found is not None:

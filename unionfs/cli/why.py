@@ -119,7 +119,7 @@ def _sentence(one: dict[str, Any]) -> str:
 
 
 def _data(place: dict[str, Any] | None) -> str:
-    """Say where the data of the file that shows are, unless they are all in its branch."""
+    """Describe the place of the visible file's data, unless they are all in its own branch."""
     if place is None:
         return ""
     here = f", {human_size(place['own'])} of its {human_size(place['size'])} of data"

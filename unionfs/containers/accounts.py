@@ -1,5 +1,5 @@
 """The passwd and group files of a container that runs as its user: those of its root filesystem, with the user's
-entries first, so that name and ids lead to the user also where the image gives them to others.
+entries first, so that name and ids lead to the user even if the image gives them to other users.
 
 CONTAINER/etc/{passwd,group}   written at each start, bound to /etc/NAME: the root filesystem is not changed
 """
@@ -11,7 +11,7 @@ import os
 from typing import Final
 
 from unionfs import store_files
-from unionfs.containers.config import Me
+from unionfs.containers.config import HostUser
 from unionfs.containers.record import Container
 from unionfs.launcher import users
 from unionfs.launcher.errors import LaunchError
@@ -30,7 +30,7 @@ def binds(container: Container) -> tuple[Bind, ...]:
     )
 
 
-def write(container: Container, me: Me) -> None:
+def write(container: Container, me: HostUser) -> None:
     """Write the files that `binds` names. Preconditions: the root filesystem is mounted.
 
     Raises: LaunchError.
@@ -60,14 +60,14 @@ def _has_file(root_fd: int, path: str) -> bool:
     return True
 
 
-def passwd(me: Me, text: str) -> str:
-    """The passwd file `text` with the user's line first. Another user of that name has none; another name of that uid
-    stays, after the user's. Pure."""
+def passwd(me: HostUser, text: str) -> str:
+    """The passwd file `text` with the user's line first. The line of another user of that name is removed; a line with
+    another name and the same uid stays, after the user's. Pure."""
     line = ":".join((me.name, "x", str(me.uid), str(me.groups[0].gid), me.full_name, me.home, me.shell))
     return _with_first((line,), {me.name}, text)
 
 
-def group(me: Me, text: str) -> str:
+def group(me: HostUser, text: str) -> str:
     """The group file `text` with the user's groups first, as `passwd`. Pure."""
     lines = [f"{one.name}:x:{one.gid}:{me.name}" for one in me.groups]
     return _with_first(lines, {one.name for one in me.groups}, text)

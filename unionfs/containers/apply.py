@@ -1,4 +1,5 @@
-"""Apply the changes of a container to this machine: check, apply with a journal, resume after an interruption.
+"""Apply the changes of a container to this machine: check them, apply them with a journal, resume after an
+interruption.
 
 The calling process applies the changes, with its own rights.
 """

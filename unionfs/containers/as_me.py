@@ -1,8 +1,8 @@
-"""What a container gets of the user who starts it (`--as-me`): account, environment, directories. Reads this process
-and this machine; changes nothing.
+"""The account, environment and directories that a container gets of the user who starts it (`--as-me`). Reads this
+process and this machine; changes nothing.
 
-The habits are Apptainer's and Charliecloud's: home, working directory, /tmp and /var/tmp are the machine's own, and all
-else is the image's.
+As with Apptainer and Charliecloud, home, working directory, /tmp and /var/tmp are the machine's own, and all else is
+the image's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Final
 
-from unionfs.containers.config import Group, Me, Volume
+from unionfs.containers.config import Group, HostUser, Volume
 
 EXCLUDED: Final = ("PATH", "LD_*", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "UNIONFS_*", "_")
 """Patterns of variables that mean something on this machine only: programs, libraries and sockets that a container does
@@ -24,12 +24,13 @@ _SHARED: Final = ("/tmp", "/var/tmp")
 _SYSTEM: Final = (
     *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sbin", "/sys", "/usr"),
 )
-"""Directories that are the image's with all that is in them, also if the user is there."""
+"""Directories that are the image's with all that is in them, even if the user's working directory is below one of
+them."""
 _PARENTS: Final = ("/", "/home", "/media", "/mnt", "/opt", "/run", "/srv", "/var", "/var/lib")
-"""Directories that are the image's, unlike what is in them."""
+"""Directories that are the image's, unlike the directories in them, which may be the user's."""
 
 
-def find(workdir: str | None = None, excluded: Iterable[str] = ()) -> Me:
+def find(workdir: str | None = None, excluded: Iterable[str] = ()) -> HostUser:
     """The user of this process. `workdir`: instead of the current directory; `excluded`: more patterns of variables.
 
     Raises: OSError if there is no current directory any more.
@@ -37,7 +38,7 @@ def find(workdir: str | None = None, excluded: Iterable[str] = ()) -> Me:
     uid, gid = os.geteuid(), os.getegid()
     name, full_name, home, shell = _account(uid)
     gids = dict.fromkeys((gid, *os.getgroups()))
-    return Me(
+    return HostUser(
         name=name,
         uid=uid,
         groups=tuple(Group(_group_name(one), one) for one in gids),
@@ -49,9 +50,9 @@ def find(workdir: str | None = None, excluded: Iterable[str] = ()) -> Me:
     )
 
 
-def volumes(me: Me, taken: Iterable[str]) -> tuple[Volume, ...]:
-    """The user's directories that a container shows where they are; none at a path of `taken`, where the command line
-    mounts something."""
+def volumes(me: HostUser, taken: Iterable[str]) -> tuple[Volume, ...]:
+    """The user's directories that a container shows at their own paths; none at a path of `taken`, at which the command
+    line mounts something."""
     targets = set(taken)
     wanted = (*_SHARED, me.home, dict(me.environment).get("TMPDIR", ""), me.workdir)
     found: list[Volume] = []

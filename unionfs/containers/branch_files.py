@@ -1,9 +1,9 @@
-"""Give a new branch the files of a fork that nothing of the parent stands in the way of, without the core: as further
-names of the fork's files if the fork is removed after the merge, else as copies.
+"""Put those files of a fork that replace nothing of the parent into a new branch, without the core: as further names
+(hard links) of the fork's files if the fork is removed after the merge, else as copies.
 
-A branch that was frozen is never written again, so a file of it may be in the new branch as it is, with its attributes.
-When the fork is removed it has as many names as before. If the command is killed before, the new branch is removed.
-Runs with the ids of the container.
+A frozen branch is never written again, so the new branch may share its files, with their attributes. When the fork is
+removed, such a file has as many names as before. If the command is killed before that, the new branch is removed. Runs
+with the ids of the container.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class BranchFiles:
         self._todo: list[Change] = []
 
     def take(self, changes: Sequence[Change]) -> list[Change]:
-        """Note the changes that `make` is to make. Returns the others."""
-        names: Counter[tuple[int, int]] = Counter()  # of a file of the fork, as far as `make` can make them
+        """Note the changes that `make` will make. Returns the other ones."""
+        names: Counter[tuple[int, int]] = Counter()  # names of a file of the fork that `make` can make
         for change in changes:
             if change.new is not None and self._is_free(change):
                 names[change.new.dev, change.new.ino] += 1
@@ -79,8 +79,8 @@ class BranchFiles:
         return branch in self._given_up and new.data == new.place and not self._fork.has_overrides(branch)
 
     def make(self, prepare: Prepare, make: Make) -> bool:
-        """Make the files; `make` makes those that can be neither linked nor copied here. Returns whether data were
-        copied here. Raises OSError."""
+        """Make the files; the function `make` makes those that can be neither linked nor copied by this class. Returns
+        whether data were copied by this class. Raises OSError."""
         root_fd = os.open(self._upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._todo.sort(key=lambda change: change.path.rpartition(b"/")[0])  # so each directory is opened once
         directory, dir_fd, inherits, has_copied = None, -1, False, False

@@ -1,6 +1,6 @@
 """The read-only branches of a container, added, removed and moved: of its union while it runs, and in its record.
 
-A container that runs is changed first, and its record then; of one that does not, the record only.
+If the container runs, its union is changed first and its record afterwards; otherwise only its record.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def ask_daemon(container: Container, question: Callable[[Served, str], Any], wha
 
 
 def _refuse_pointers(container: Container, lower: str) -> None:
-    """Raise BranchError if the upper of a container that does not run keeps something of a lower."""
+    """Raise BranchError if objects in the upper of a container that does not run depend on a lower."""
 
     def look() -> bytes:
         index = os.path.join(container.work, "index")

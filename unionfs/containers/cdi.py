@@ -1,7 +1,8 @@
-"""Devices of a container by name: descriptions of the Container Device Interface, read and resolved.
+"""Read descriptions of the Container Device Interface, and resolve names of devices with them.
 
-A description is a JSON or YAML file in a directory: a vendor's devices, and what a container needs for each. Names of
-fields and types are those of the specification. Directories that are later in the list win over earlier ones.
+A description is a JSON or YAML file that lists a vendor's devices and the device nodes, mounts, hooks and variables
+that a container needs for each. Names of fields and types are those of the specification. Later directories of the list
+have priority over earlier ones.
 
 Source: Container Device Interface specification 1.1.0 (cncf-tags/container-device-interface, SPEC.md).
 """
@@ -19,7 +20,7 @@ from unionfs.containers.errors import ContainerError
 from unionfs.launcher.spec import HOOKS
 
 DIRECTORIES: Final = ("/etc/cdi", "/var/run/cdi")
-"""The directories of the specification: of the administrator, and of what is made at each boot."""
+"""The directories of the specification: for files of the administrator, and for files that are made at each boot."""
 
 VERSIONS: Final = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0")
 """Versions of descriptions that are read."""
@@ -32,7 +33,7 @@ _KIND: Final = re.compile(rf"{_VENDOR}/{_CLASS}")
 _SUFFIXES: Final = (".json", ".yaml")
 _LARGEST: Final = 4 << 20  # bytes of a description; NVIDIA's for eight cards has 30 kB
 _BIND_TYPES: Final = ("", "bind", "none")
-_ANNOTATIONS: Final = "annotations"  # of descriptions and devices: they mean nothing to a container
+_ANNOTATIONS: Final = "annotations"  # of descriptions and devices; without effect on a container
 
 
 class DeviceNode(NamedTuple):
@@ -84,7 +85,7 @@ class Hook(NamedTuple):
 
 
 class Edits(NamedTuple):
-    """What a container needs for its devices."""
+    """The device nodes, mounts, hooks and variables that a container needs for its devices."""
 
     env: tuple[str, ...] = ()
     deviceNodes: tuple[DeviceNode, ...] = ()
@@ -98,7 +99,7 @@ class Edits(NamedTuple):
         return cls._fields
 
     def with_those_of(self, other: Edits) -> Edits:
-        """These, then the others."""
+        """The edits of both, the other's last."""
         return Edits(
             self.env + other.env,
             self.deviceNodes + other.deviceNodes,
@@ -131,8 +132,8 @@ def is_name(text: str) -> bool:
 
 
 def resolve(names: Iterable[str], directories: Sequence[str] = DIRECTORIES) -> Edits:
-    """What a container needs for the devices of these names. Raises: ContainerError for a name that no description
-    has, or several of one directory, with the directories that were read and the files that cannot be used."""
+    """The edits for the devices of these names. Raises: ContainerError for a name that no description has, or several
+    of one directory have; the message lists the directories that were read and the files that cannot be used."""
     found, used, wanted = Edits(), set(), dict.fromkeys(names)
     if not wanted:
         return found
@@ -167,7 +168,7 @@ def parse(document: Any) -> _Description:
 
 
 def _check(edits: Edits) -> None:
-    """Raises: ValueError for what a container cannot be given."""
+    """Raises: ValueError for edits that are not possible in a container."""
     for node in edits.deviceNodes:
         if not {"r", "w"} <= set(node.permissions or "rwm") <= set("rwm"):
             raise ValueError(f"{node.path}: permissions {node.permissions!r}: only rw and rwm are possible")
@@ -203,12 +204,12 @@ def _without_absent(value: Any) -> Any:
 
 
 class _Read:
-    """The descriptions in the directories; read when a name is asked for first."""
+    """The descriptions in the directories; read when the first name is looked up."""
 
     def __init__(self, directories: Sequence[str]) -> None:
         self._directories: Final = directories
         self._found: Final[list[list[tuple[str, _Description]]]] = []  # a list for each directory, the last one first
-        self._notes: Final[list[str]] = []  # what was read, one line for each directory and each file that was wrong
+        self._notes: Final[list[str]] = []  # for errors: the directories, and files that cannot be used
         for directory in reversed(directories):
             self._found.append(self._read(directory))
 

@@ -1,4 +1,4 @@
-"""Make an image of a container: its image, and on top of it a layer with the container's changes.
+"""Make an image of a container: the layers of the container's image, and on top of them a layer with its changes.
 
 The new image has the container's command. If the container is made of directories, each becomes a layer of the image.
 """
@@ -33,7 +33,7 @@ def check(container: Container) -> None:
     if container.config.kind != "run":
         raise ContainerError("commit", container.name, "it is a view of this machine (try)")
     if container.config.image is not None and container.config.rootfs.restacked:
-        hint = f"unionfs export {container.name} writes all that it shows as a tar, for unionfs import"
+        hint = f"unionfs export {container.name} writes its whole root filesystem as a tar, for unionfs import"
         raise ContainerError("commit", container.name, "it has other branches than its image", hint=hint)
     if container.config.rootfs.shows_host:
         hint = f"unionfs diff {container.name} lists its changes; an image needs a base that other machines can have"
@@ -85,7 +85,7 @@ def commit(
             hint = f"the image {image.name if image else ''} was removed; pull it again"
             raise ContainerError("", "", str(error), hint=hint) from error
         finally:
-            for step in steps:  # they were images only until now
+            for step in steps:  # they were needed only as the base of the new image
                 with suppress(LayerError):
                     images.remove_digest(images.find(step).descriptor.digest)
 

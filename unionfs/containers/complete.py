@@ -1,7 +1,7 @@
-"""Complete the upper of a container before it is read (see core.complete): names of hard links, and data.
+"""Complete the upper of a container before it is read (see core.complete): with names of hard links, and with data.
 
-A daemon does this when it ends. For a running container both are done by its daemon: names of hard links when the root
-directory is synced, data when it is asked (files.COMPLETE). After a daemon has ended, the union is opened once.
+A daemon adds the names when it ends. The daemon of a running container adds the names when the root directory is
+synced, and the data on request (files.COMPLETE). If no daemon runs, the union is opened once for this.
 """
 
 from __future__ import annotations

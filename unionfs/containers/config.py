@@ -108,8 +108,9 @@ class Group(NamedTuple):
     gid: int
 
 
-class Me(NamedTuple):
-    """The user of the host as whom a container's command runs (`--as-me`), and what it brings along."""
+class HostUser(NamedTuple):
+    """The user of the host as whom a container's command runs (`--as-me`), with account, environment and
+    directories."""
 
     name: str
     uid: int
@@ -124,7 +125,7 @@ class Me(NamedTuple):
 class ContainerConfig(NamedTuple):
     """The configuration of a container."""
 
-    process: Process  # `environment` without PATH, HOSTNAME, TERM and container, which `starting` adds
+    process: Process  # `environment` without PATH, HOSTNAME, TERM and container, which `launch_spec` adds
     rootfs: RootFilesystem
     mounts: Mounts = Mounts()
     network: Network = Network()
@@ -138,7 +139,7 @@ class ContainerConfig(NamedTuple):
     logged: bool = False  # the command's output is stored
     remove: bool = False  # the container is removed when the command has ended
     session: bool = False  # of `unionfs try --name`: further commands join while one runs
-    me: Me | None = None  # None: the command runs as `process.user`
+    me: HostUser | None = None  # None: the command runs as `process.user`
     devices: DeviceNames = DeviceNames()
 
     @staticmethod

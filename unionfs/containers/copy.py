@@ -156,8 +156,8 @@ class Directory(NamedTuple):
 
 
 def of_the_kernel(root_fd: int) -> frozenset[tuple[int, int]]:
-    """The mounted /proc, /sys and /dev of a running container, as (st_dev, st_ino): a copy of its root filesystem has
-    empty directories there."""
+    """The mounted /proc, /sys and /dev of a running container, as (st_dev, st_ino); a copy of its root filesystem has
+    empty directories in their place."""
     here, found = os.fstat(root_fd).st_dev, set()
     for name in ("proc", "sys", "dev"):
         with contextlib.suppress(FileNotFoundError):

@@ -20,7 +20,7 @@ from unionfs.launcher import plan as plans
 
 
 def new(store: ContainerStore, config: ContainerConfig, name: str = "") -> Container:
-    """The container that `create` would make, as a value; changes nothing on disk.
+    """The value of the container that `create` would make; changes nothing on disk.
 
     Raises: ContainerError for a directory, volume or driver that cannot be used.
     """

@@ -12,7 +12,7 @@ from unionfs.launcher.spec import Bind, DeviceNode, Hook
 
 
 class Devices(NamedTuple):
-    """What the launcher gets for the devices."""
+    """The devices of a container as the launcher gets them."""
 
     nodes: tuple[DeviceNode, ...] = ()
     binds: tuple[Bind, ...] = ()
@@ -49,7 +49,7 @@ def find(wanted: tuple[str, ...], directories: tuple[str, ...]) -> Devices:
 
 
 def _at_path(text: str) -> list[DeviceNode]:
-    """A device node, or all that are in a directory, as docker has it."""
+    """A device node, or all device nodes in a directory, as with docker."""
     source, _, rest = text.partition(":")
     target, _, permissions = rest.partition(":")
     if not permissions and target and not target.startswith("/"):

@@ -65,8 +65,8 @@ def digests(container: Container, found: Changes) -> dict[bytes, str]:
 
 
 def save_list(container: Container, found: Changes) -> None:
-    """Store the list: `apply` applies only its changes, and only if the machine's files are as in the list. It is valid
-    for the lowers that the container has now, since it names branches by their positions."""
+    """Store the list: `apply` applies only its changes, and only if the machine's files are as in the list. The list is
+    valid only for the container's present lowers, since it names branches by their positions."""
     new = os.path.join(container.directory, f".{_LISTED}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)
@@ -95,7 +95,7 @@ def saved_list(container: Container) -> Changes | None:
 
 
 def branches_of(container: Container, ids: ShownIds, *, since_fork: bool = False) -> Branches:
-    """Open the branches of its union. `since_fork`: what it was forked from counts as unchanged. Raises: OSError."""
+    """Open the branches of its union. `since_fork`: only changes since the fork count. Raises: OSError."""
     kept = container.inherited if since_fork and container.inherited else len(container.base)
     never_run = not os.path.lexists(container.mountpoint_lower)
     return Branches(

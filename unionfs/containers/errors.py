@@ -1,4 +1,4 @@
-"""Failures of containers: what was attempted, on which path or name, why, and what the user can do.
+"""Failures of containers: the attempted action, the path or name, the reason, and a hint for the user.
 
 Does not print or exit: `unionfs.cli.errors` makes lines and exit codes of these failures.
 """

@@ -1,7 +1,7 @@
-"""Layers of a container that are in a store of others, who may remove them at any moment.
+"""Layers of a container that are in another user's store, whose owner may remove them at any moment.
 
 They are checked before the container starts. While it runs, its monitor watches their directories, and ends the
-container when one is removed: files that vanish one by one would look to programs as if they had never been. On a
+container when one is removed: programs would take files that vanish one by one for files that never existed. On a
 network filesystem a removal on another machine is not reported; there, and beyond the limit of inotify instances
 (fs.inotify.max_user_instances), programs get errors or miss files.
 """

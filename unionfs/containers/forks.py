@@ -1,7 +1,7 @@
 """Forks: containers on the same frozen branches as the container that they were forked from.
 
-A fork costs a record and an empty upper, however much there is below. Branches belong to the container whose upper they
-were; ContainerStore keeps them as long as any container has them.
+A fork costs a record and an empty upper, whatever the size of the branches. Branches belong to the container whose
+upper they were; ContainerStore keeps them as long as any container has them.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _BLOCK: Final = 512  # of st_blocks (stat(2))
 def fork(
     container: Container, name: str = "", command: Sequence[str] = (), warn: freeze.Warn = lambda _: None
 ) -> Container:
-    """Make a second container on what this one shows now. `command`: instead of its own. Raises: ContainerError,
-    LaunchError, OSError."""
+    """Make a second container on the present branches of this one. `command`: instead of its own. Raises:
+    ContainerError, LaunchError, OSError."""
     with ContainerStore(container.root).changing(container) as current:
         return _fork(current, name, command, warn)
 
 
 def _fork(container: Container, name: str, command: Sequence[str], warn: freeze.Warn) -> Container:
-    """Preconditions: within ContainerStore.changing; else another freeze could take the changes meanwhile."""
+    """Preconditions: within ContainerStore.changing; otherwise another freeze could move the changes meanwhile."""
     freeze.check(container, "fork")
-    ContainerStore(container.root).check_name(name)  # before the container is frozen for nothing
+    ContainerStore(container.root).check_name(name)  # checked before the container is frozen
     if freeze.has_changes(container):
         container = freeze.freeze_held(container, warn=warn)
     config = container.config._replace(remove=False)
@@ -73,16 +73,16 @@ def _make_alike(container: Container, upper: str) -> None:
     userns.call(id_map_of(container), body)
 
 
-class Row(NamedTuple):
+class ForkRow(NamedTuple):
     """A container among its forks."""
 
     container: Container
-    depth: int  # 0: it was not forked, or from a container that is gone
+    depth: int  # 0: it was not forked, or its parent was removed
     changed: dict[str, int]  # number of paths by kind (A, C, D), since it was forked
     disk: int  # bytes of the branches that are its own
 
 
-def tree(root: str | None) -> list[Row]:
+def tree(root: str | None) -> list[ForkRow]:
     """All containers that were forked, or have forks, each below the one that it was forked from. Raises:
     ContainerError, LaunchError."""
     found = ContainerStore(root).list()
@@ -90,7 +90,7 @@ def tree(root: str | None) -> list[Row]:
     below: dict[str, list[Container]] = {}
     for one in found:
         below.setdefault(one.parent if one.parent in known else "", []).append(one)
-    rows: list[Row] = []
+    rows: list[ForkRow] = []
 
     def add(one: Container, depth: int) -> None:
         try:
@@ -108,7 +108,7 @@ def tree(root: str | None) -> list[Row]:
     return rows
 
 
-def _row(container: Container, depth: int) -> Row:
+def _row(container: Container, depth: int) -> ForkRow:
     complete_upper(container, "listing the changes")
     id_map, ids = id_map_of(container), shown_ids(container)
 
@@ -123,7 +123,7 @@ def _row(container: Container, depth: int) -> Row:
         changed, disk = json.loads(userns.call(id_map, body))
     except OSError as error:
         raise ContainerError.of("listing the changes", error, subject=container.name) from error
-    return Row(container, depth, changed, disk)
+    return ForkRow(container, depth, changed, disk)
 
 
 def _disk_usage(path: str) -> int:

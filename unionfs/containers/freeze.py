@@ -46,7 +46,7 @@ def check(container: Container, what: str) -> None:
     if container.status == "starting":
         raise ContainerError(what, container.name, "it is being started or changed", hint="try again")
     if container.config.rootfs.file is not None:
-        hint = f"unionfs commit {container.name} IMAGE makes an image of the store of it"
+        hint = f"unionfs commit {container.name} IMAGE makes an image of it"
         raise ContainerError(what, container.name, "its image is a file, mounted for this container only", hint=hint)
     if not can_freeze(container):
         raise ContainerError(what, container.name, "its root filesystem is made by another driver or transport")
@@ -94,7 +94,7 @@ def _record(container: Container) -> Container:
 
 
 def _freeze_mounted(union: Served, root: str, leaf: str) -> bool:
-    """Freeze a mounted union. Returns whether it has lost its keeper by that: where that does not learn branches."""
+    """Freeze a mounted union. Returns whether it has lost its keeper: some keepers cannot learn other branches."""
     had_keeper = branch_client.has_keeper(union)
     frozen_names.record(branch_client.freeze(union, root, leaf))
     return had_keeper and not branch_client.has_keeper(union)

@@ -15,7 +15,7 @@ _PROVIDED: Final = ("/dev", "/proc", "/sys", "/run")
 
 
 def check_shown(directory: str) -> None:
-    """Raises: ContainerError if a command on the view would find this directory empty, or another one."""
+    """Raises: ContainerError if a command on the view would find this directory empty, or another one in its place."""
     root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         device = os.fstat(root_fd).st_dev
@@ -42,7 +42,7 @@ def check_shown(directory: str) -> None:
                     f"try: {directory} is on another filesystem than /, mounted at {place}: "
                     "the command would see an empty directory",
                     hint=f"-v {place}:{place}:O shows it, and discards changes of it\n"
-                    f"-v {place}:{place} shows it unprotected: changes of it are made at once\n"
+                    f"-v {place}:{place} shows it unprotected: the command changes the directory itself\n"
                     "-w DIR names another working directory",
                 ) from None
             os.close(fd)

@@ -39,20 +39,20 @@ _OTHERS_WRITE: Final = 0o022
 
 
 class FromFile(NamedTuple):
-    """An image file, and what its configuration says."""
+    """An image file with its configuration."""
 
     name: str  # its path
     file: ImageFile
     settings: Settings
-    without_entrypoint: tuple[str, ...] = ()  # executes the command if the entrypoint is not wanted
+    without_entrypoint: tuple[str, ...] = ()  # the entrypoint that replaces the image's if the user wants none
 
     @property
     def lowers(self) -> tuple[str, ...]:
-        """None yet: they are in the container's own directory (containers.create)."""
+        """Empty: the lowers are in the container's own directory (containers.create)."""
         return ()
 
     def facts(self, root: str) -> None:
-        """There is no image of a store."""
+        """None: the image is not in a store."""
         del root
 
 
@@ -225,8 +225,8 @@ def _opened(file: ImageFile) -> int:
 
 
 def _serve(program: str, file: ImageFile, image_fd: int, fuse_fd: int, output: int, parent: int) -> NoReturn:
-    """In the child: execute the program, as the owner of the file if we are root of the machine: it parses what that
-    user may have made."""
+    """In the child: execute the program. If this process is root of the machine, do so as the owner of the file,
+    because the program parses content of that user."""
     owner = os.fstat(image_fd)
     null = os.open(os.devnull, os.O_RDWR)
     for source, target in ((null, 0), (output, 1), (output, 2)):
@@ -239,7 +239,7 @@ def _serve(program: str, file: ImageFile, image_fd: int, fuse_fd: int, output: i
         os.setresgid(owner.st_gid, owner.st_gid, owner.st_gid)
         os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
     set_no_new_privileges()
-    # It is in the mount namespace of its own mount, which so would never end by itself if the monitor is killed.
+    # The server is in the mount namespace of its own mount, so neither would end by itself if the monitor is killed.
     set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

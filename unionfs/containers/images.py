@@ -56,7 +56,7 @@ class Unpacked(NamedTuple):
 
     @property
     def without_entrypoint(self) -> tuple[str, ...]:
-        """What executes the command if the image's entrypoint is not wanted: nothing."""
+        """The entrypoint that replaces the image's if the user wants none: empty."""
         return ()
 
     def facts(self, root: str) -> config.Image:
@@ -85,8 +85,8 @@ def is_known(store: Store, name: str) -> bool:
 
 
 def of_others(store: Store, name: str, fetch: Fetch) -> Unpacked | None:
-    """The image if only further stores have it, with all its layers: then nothing is written, also not a lock, since
-    this store cannot protect what others may remove. None otherwise. Raises: ContainerError."""
+    """The image if only further stores have it, with all its layers. Then nothing is written, not even a lock: this
+    store cannot protect layers that the owner of another store may remove. None otherwise. Raises: ContainerError."""
     if not store.further or fetch.when == ALWAYS:
         return None
     with failures():
@@ -224,7 +224,7 @@ def owners_here() -> str:
     return owners.MAPPED if count > 1 else owners.NOTED
 
 
-_FULL: Final = "layers gc removes unused layers; a second try continues with the layers that were fetched"
+_FULL: Final = "`layers gc` removes unused layers; another attempt continues with the layers that were fetched"
 
 
 @contextmanager
@@ -253,7 +253,7 @@ def writing_to(what: str, output: str) -> Iterator[None]:
         raise ContainerError(what, output, error.strerror or str(error)) from error
 
 
-# -- what containers need of the store of images -----------------------------------------------------------------------
+# -- layers and manifests that containers use --------------------------------------------------------------------------
 
 
 def layers_in_use(root: str) -> list[str]:

@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 from unionfs.containers import etc, volume_mounts
-from unionfs.containers.config import ContainerConfig, DeviceNames, Me
+from unionfs.containers.config import ContainerConfig, DeviceNames, HostUser
 from unionfs.containers.devices import Devices
 from unionfs.containers.record import Container
 from unionfs.containers.rootfs import mountpoints_file
@@ -82,7 +82,7 @@ def _devices(wanted: DeviceNames) -> Devices:
     return devices.find(*wanted)
 
 
-def _caller(me: Me) -> Caller:
+def _caller(me: HostUser) -> Caller:
     """The user, with the umask and the descriptors of this process."""
     umask = os.umask(0o077)
     os.umask(umask)

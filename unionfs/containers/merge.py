@@ -4,9 +4,9 @@ The changes of both since their common branches are compared (changes.merging). 
 the parent has changed, they become lowers of the parent, on top of its own: no file is copied. Otherwise, or for some
 paths only, the wanted changes are made in a new branch (containers.replay).
 
-What decides is the parent's record, which is written once, by a rename: before that the parent is as it was, afterwards
-it has all changes. If the command is killed after that, the same command again ends it. A parent that runs is paused
-meanwhile, and shows the changes at once.
+The merge happens when the parent's record is written, once, by a rename: before that the parent is unchanged,
+afterwards it has all changes. If the command is killed after that, the same command completes the merge. A parent that
+runs is paused meanwhile, and shows the changes at once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _STAGING: Final = "merging"
 REFUSE: Final = "refuse"
 THEIRS: Final = "theirs"
 OURS: Final = "ours"
-"""What is done with changes that conflict: nothing is merged, the fork's are taken, the parent's stay."""
+"""The choices for changes that conflict: merge nothing, take the fork's, keep the parent's."""
 
 
 class ConflictError(ContainerError):
@@ -150,7 +150,7 @@ def _still(store: ContainerStore, parent: Container, warn: freeze.Warn, *, dry_r
 
 
 class _Told(NamedTuple):
-    """What came of the work on the files."""
+    """The result of the work on the files."""
 
     changes: Sequence[Change] = ()
     conflicts: Sequence[Conflict] = ()
@@ -195,7 +195,7 @@ class _Merge:
         lowers = fork.config.rootfs.lowers
         above_fork = lowers[: len(lowers) - common]
         above_parent = parent.config.rootfs.lowers[: len(parent.config.rootfs.lowers) - common]
-        # Of a container, and not added by `unionfs branch`: the parent would take its own changes below for unchanged.
+        # Not a branch that `unionfs branch` has added: changes of the parent below it would count as unchanged.
         self.can_share: Final = len(above_fork) <= len(fork.frozen)
         self.above_fork: Final = (fork.upper, *above_fork) if dry_run else above_fork
         self.above_parent: Final = (parent.upper, *above_parent) if dry_run else above_parent
@@ -203,7 +203,7 @@ class _Merge:
 
     def run(self) -> Merged:
         missing = [path for path in self.above_fork if path not in self.above_parent]
-        if not missing:  # nothing was changed, or an earlier merge was killed when all was recorded
+        if not missing:  # nothing was changed, or an earlier merge was killed after it had been recorded
             self.show()
             return Merged([], [], copied=False, fork_stays=True)
         staging = os.path.join(self.parent.directory, _STAGING)
@@ -227,7 +227,7 @@ class _Merge:
         return merged
 
     def worked(self, staging: str) -> _Told:
-        """As `work`, in a process with the ids of the containers if this one has not got them."""
+        """As `work`, in a process with the ids of the containers if this one does not have them."""
         id_map = id_map_of(self.parent)
         if id_map is None:
             return self.work(staging)
@@ -365,7 +365,7 @@ class _Merge:
             shown = {os.path.realpath(line.path) for line in branch_client.listed(union)}
             known = next((at for at, path in enumerate(wanted) if os.path.realpath(path) in shown), None)
             if known is None:
-                raise BranchError("it shows none of its recorded branches")
+                raise BranchError("its union has none of its recorded branches")
             for path in reversed(wanted[:known]):
                 branch_client.add(union, path, force=True)
 

@@ -1,7 +1,7 @@
 """Pause a container: all its processes but the first are stopped, and its filesystem is synced.
 
-The helper process that stops them is in the container's pid namespace. It continues them at the end of a pipe, also
-if the process that asked for the pause is killed.
+The helper process that stops them is in the container's pid namespace. It continues them at the end of file of a pipe,
+so also if the process that asked for the pause is killed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unionfs.launcher.namespace_socket import Namespaces
 from unionfs.syscalls import files
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable, set_process_name
 
-_SETTLING_S: Final = 2.0  # for processes to stop; one that hangs in the kernel does not write, either
+_SETTLING_S: Final = 2.0  # seconds for processes to stop; a process that hangs in the kernel does not write
 _STILL: Final = (b"T", b"t", b"Z", b"X")
 
 

@@ -162,8 +162,9 @@ class Container(NamedTuple):
         return _lives(state.pid, state.pid_started) or _lives(state.monitor, state.monitor_started)
 
     def is_abandoned(self) -> bool:
-        """Whether it was to be removed at its end, and all processes that could do so were killed since this machine
-        has booted. Of another machine's container, in a store that both have, nothing is known: it is not."""
+        """Whether the container should have been removed at its end, and all processes that could do so were killed
+        since this machine has booted. False for a container of another machine in a shared store, of which nothing is
+        known."""
         started = self.state.monitor_started or self.state.pid_started
         here = started is not None and started.partition(":")[0] == _boot()
         return self.config.remove and here and self.state.status in _LIVELY and not self.is_running()
@@ -199,7 +200,7 @@ def process_started(pid: int) -> str | None:
 
 
 def _boot() -> str:
-    """The id of this boot of this machine (proc_sys_kernel(5))."""
+    """The boot id of this machine (proc_sys_kernel(5))."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
 

@@ -31,7 +31,7 @@ def remove(store: ContainerStore, container: Container, *, volumes: bool = False
 
 
 def take_back(container: Container) -> None:
-    """Remove what a killed apply has built on this machine, and not put in place. Raises: OSError."""
+    """Remove files that a killed apply has built on this machine and not renamed into place. Raises: OSError."""
     if os.path.lexists(container.journal):
         from unionfs.changes import apply as applying
 

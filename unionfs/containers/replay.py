@@ -1,8 +1,8 @@
-"""Make changes of one stack of branches in the union of another, by ordinary operations of the core.
+"""Make the changes of one stack of branches in the union of another stack, by ordinary operations of the core.
 
-Used when some changes of a fork are merged, or all where its branches would hide changes of the parent. Each changed
-path gets the fork's state: what is in the way is removed. Files with nothing in their way do not need the core
-(containers.branch_files). Names of one file stay names of one file. Runs with the ids of the container.
+Used when only some changes of a fork are merged, or when the fork's branches would hide changes of the parent. Each
+changed path gets the fork's state, and replaces the parent's object there. Files that replace nothing do not need the
+core (containers.branch_files). Names of one file stay names of one file. Runs with the ids of the container.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Replay:
         self.union = union  # immutable
         self.branches = branches  # immutable
         self.changes = sorted(changes, key=lambda change: change.path.split(b"/"))  # immutable
-        self.directories = {  # the fork's directories, by path: also those listed only for what is below them
+        self.directories = {  # the fork's directories, by path, with those listed only because of changes below them
             change.path: change.new for change in self.changes if change.new is not None and change.new.is_dir
         }
         self.new_files = new_files  # immutable
@@ -73,7 +73,7 @@ class _Replay:
             entry = self.find(path)
             if entry is not None:
                 self.union.setattr(entry.nodeid, AttrChange(mtime_ns=new.mtime_ns))
-        if self.has_copied:  # before the record says that they are there
+        if self.has_copied:  # before the record names the new branch
             self.union.syncfs()
 
     def change(self, change: Change) -> None:
@@ -177,7 +177,7 @@ class _Replay:
             os.close(source)
 
     def set_attributes(self, nodeid: int, new: Object, what: tuple[str, ...]) -> None:
-        """Set owner, attributes, mode and time, in an order in which one undoes no other."""
+        """Set owner, attributes, mode and time, in an order in which none undoes another."""
         union = self.union
         if OWNER in what:
             union.setattr(nodeid, AttrChange(uid=new.uid, gid=new.gid))

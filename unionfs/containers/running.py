@@ -19,7 +19,7 @@ from unionfs.launcher import namespace_socket
 from unionfs.launcher.namespace_socket import Namespaces, NotListeningError
 
 _ASK_AGAIN_S: Final = 0.05
-_KILLING_S: Final = 90  # limit for the clean-up of a killed container: a daemon may have much to write back
+_KILLING_S: Final = 90  # seconds for the clean-up of a killed container: a daemon may have much to write back
 
 
 def enter(container: Container, what: str) -> Namespaces:

@@ -1,4 +1,4 @@
-"""The scratch directory of a user, where containers of jobs are: on a disk of the node, not in the home.
+"""The scratch directory of a user, in which containers of jobs are: on a disk of the node, not in the home directory.
 
     SCRATCH/unionfs-UID   a store of containers, of mode 0700
 

@@ -92,10 +92,10 @@ class _AroundCommand:
         self._warn: Final = warn
         self._again: Final = again
         self._debug: Final = debug
-        self._parents: Final = _parents_for(container)  # connected from the host's namespaces; they fork our daemons
+        self._parents: Final = _parents_for(container)  # made in the host's namespaces
 
     def leave_parents(self) -> None:
-        """In each process that asks them for nothing more."""
+        """Close these connections in a process that needs no further daemon."""
         while self._parents:
             self._parents.pop().close()
 

@@ -3,7 +3,7 @@
     ROOT/containers/ID/container.json   the record, replaced atomically
     ROOT/containers/ID/outcome          its exit code, for `wait` on a container that is removed when it ends
     ROOT/containers/ID/{upper,work,merged}
-    ROOT/containers/ID/upper.NAME       was its upper once (core.freeze); work/frozen lists them
+    ROOT/containers/ID/upper.NAME       a former upper (core.freeze); work/frozen lists them
     ROOT/containers/ID/changing         locked while its branches are changed
     ROOT/containers/ID/record.lock      locked while its state is changed, beside .lock, which is shared then
     ROOT/containers/.lock               locked while containers are made, renamed or removed; hundreds may start at once
@@ -15,7 +15,8 @@ them by links, fifos or directories.
 Knows files. Does not know the content of records (`containers.record`), unions, namespaces or mounts.
 
 Lowers of a container may be directories upper.NAME of another one, which it was forked from or which was merged into
-it. If that other one is removed, its directory stays with these alone, without a record, until nothing uses them.
+it. If that other container is removed, its directory stays with these branches alone, without a record, until no
+container uses them.
 
 Invariants: a directory whose name starts with a dot is half made or half removed and is not a container. The process
 that prepares a container has claimed it (`starting`), so that no upper is ever the writable branch of two containers.
@@ -100,7 +101,7 @@ class ContainerStore:
                 os.rename(new, container.directory)
             except OSError:
                 with contextlib.suppress(OSError):
-                    self._sweep()  # a full disk is to have the space again
+                    self._sweep()  # so that a full disk has the space again
                 raise
         return container
 
@@ -135,7 +136,7 @@ class ContainerStore:
         return self._with_outcome(found) if found.status == "exited" and found.state.exit_code is None else found
 
     def _with_frozen(self, container: Container) -> Container:
-        """The container with the lowers that a freeze has made, and could not record any more."""
+        """The container with the lowers that a freeze has made and, if it was killed, not recorded."""
         there = os.path.join(container.work, "frozen")
         try:
             listed = [os.readlink(os.path.join(there, name)) for name in sorted(os.listdir(there), reverse=True)]
@@ -231,18 +232,18 @@ class ContainerStore:
 
     @contextlib.contextmanager
     def changing(self, container: Container) -> Iterator[Container]:
-        """Context in which no other process changes the branches of a container, running or not. Waits for those that
-        do. Yields its record, read then. Raises: NoSuchContainerError."""
+        """Context in which no other process changes the branches of a container, running or not. Waits for processes
+        that change them. Yields its record, read after the wait. Raises: NoSuchContainerError."""
         with contextlib.ExitStack() as stack:
             self._hold(stack, container.directory, _CHANGING, container.name)
             yield self.load(container.id)
 
     def adopt(self, container: Container, heir: str) -> None:
-        """Let the forks of a container, which was merged into `heir` (an id), be forks of the heir. Those that the heir
-        comes from itself become forks of what the container was forked from."""
+        """Make the forks of a container, which was merged into `heir` (an id), forks of the heir. A fork from which the
+        heir itself descends becomes a fork of the container's own parent."""
         with self._locked():
             known = {one.id: one for one in self.list()}
-            line, at = {heir}, heir  # the heir and what it was forked from
+            line, at = {heir}, heir  # the heir and its ancestors
             while at in known and known[at].parent not in line:
                 at = known[at].parent
                 line.add(at)
@@ -371,8 +372,8 @@ class ContainerStore:
         self.finish_removals(container_id, remove_tree)
 
     def _hide(self, container_id: str) -> None:
-        """Let a container disappear: its directory, or as much of it as others do not use. Preconditions: the lock is
-        held."""
+        """Let a container disappear: its directory, except branches that other containers use. Preconditions: the lock
+        is held."""
         directory = os.path.join(self.containers, container_id)
         was_frozen = any(name.startswith(_FROZEN) for name in os.listdir(directory))
         used = self._used(container_id) if was_frozen else set()
@@ -395,8 +396,8 @@ class ContainerStore:
         return None if any(error.container_id != besides for error in broken) else used
 
     def _thin_out(self, container_id: str, used: set[str] | None) -> None:
-        """Set aside for removal what other containers do not use of a container without a record. Preconditions: the
-        lock is held."""
+        """Set branches of a container without a record aside for removal, except those that other containers use.
+        Preconditions: the lock is held."""
         directory = os.path.join(self.containers, container_id)
         kept = False
         for name in os.listdir(directory):
@@ -429,15 +430,15 @@ class ContainerStore:
 
     @contextlib.contextmanager
     def _record_locked(self, container_id: str) -> Iterator[None]:
-        """For a change of one record that needs no other one: others may be changed meanwhile, but no container is
-        made, renamed or removed. Raises: NoSuchContainerError."""
+        """Lock for a change of one record that reads no other one: other records may be changed meanwhile, but no
+        container is made, renamed or removed. Raises: NoSuchContainerError."""
         with self._locked(shared=True), contextlib.ExitStack() as stack:
             self._hold(stack, os.path.join(self.containers, container_id), _RECORD_LOCK, container_id)
             yield
 
     @staticmethod
     def _hold(stack: contextlib.ExitStack, directory: str, lock: str, shown: str) -> None:
-        """Hold a lock of a container until the stack is left. Raises: NoSuchContainerError with the name `shown`."""
+        """Hold a lock of a container until `stack` is closed. Raises: NoSuchContainerError with the name `shown`."""
         try:
             stack.enter_context(store_files.hold_lock(os.path.join(directory, lock)))
         except (FileNotFoundError, NotADirectoryError):

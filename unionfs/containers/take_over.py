@@ -1,10 +1,10 @@
 """Make another user's container root's own while its changes are applied to this machine.
 
-`apply` runs as root on files that the user wrote. Meanwhile the container's directory belongs to root, so that nothing
-in it can be exchanged, and it is accessed by a descriptor; a process that outlives ours gives it back. Before,
-everything in it is checked: no links, no file with other names, no files of other users, only ids that the user has,
-and no journal that root did not write. Only files in the upper can still change, and `unionfs.changes` follows no
-link there. The owner removes the container.
+`apply` runs as root on files that the user wrote. Meanwhile the container's directory belongs to root, so that no file
+in it can be replaced, and it is accessed by a descriptor; a separate process, which also outlives a killed `apply`,
+gives it back. Before that, everything in it is checked: no links, no file with other names, no files of other users,
+only ids that the user has, and no journal that root did not write. Only files in the upper can still change, and
+`unionfs.changes` follows no link there. The owner removes the container.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def taken_over(container: Container, owner: int) -> Iterator[Container]:
         before = os.fstat(fd)
         if before.st_uid not in (owner, 0):
             raise _refused(container, f"its directory belongs to another user ({before.st_uid})")
-        accepted = {before.st_uid, owner}  # root's files are ours only if the directory has been root's all the time
+        accepted = {before.st_uid, owner}  # root's files in it are ours only if the directory has always been root's
         with _given_back(fd, owner, gid, journal) as taken_fd:
             os.fchown(fd, 0, 0)
             os.fchmod(fd, 0o700)
@@ -77,7 +77,7 @@ def _given_back(fd: int, owner: int, gid: int, journal: str) -> Iterator[int]:
     pid = os.fork()
     if pid == 0:
         try:
-            os.setsid()  # no signal from our terminal
+            os.setsid()  # the terminal sends it no signals
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
                 signal.signal(number, signal.SIG_IGN)
             os.close(write_fd)

@@ -1,4 +1,4 @@
-"""The volumes of one container: its bind mounts, unions over overlay volumes, and filling empty volumes.
+"""The volumes of one container: bind mounts, unions over overlay volumes, and the copies that fill empty volumes.
 
     CONTAINER/volumes/N/{upper,work,merged}   the union of an overlay volume, removed when the container ends
 

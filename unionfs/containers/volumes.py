@@ -28,7 +28,7 @@ _NEW: Final = ".new-"
 _GONE: Final = ".removing-"
 
 
-class Named(NamedTuple):
+class NamedVolume(NamedTuple):
     """One volume."""
 
     name: str
@@ -48,7 +48,7 @@ class VolumeStore:
         """The path of a volume's data; the volume need not exist."""
         return os.path.join(self._root, name, _DATA)
 
-    def create(self, name: str, *, anonymous: bool = False, labels: tuple[tuple[str, str], ...] = ()) -> Named:
+    def create(self, name: str, *, anonymous: bool = False, labels: tuple[tuple[str, str], ...] = ()) -> NamedVolume:
         """Make the volume if it does not exist. Raises: ContainerError for a bad name, OSError."""
         if not names.PATTERN.fullmatch(name):
             hint = "use letters, digits, '_', '.' and '-', and begin with a letter or digit"
@@ -66,7 +66,7 @@ class VolumeStore:
                     raise
         return self.find(name)
 
-    def find(self, name: str) -> Named:
+    def find(self, name: str) -> NamedVolume:
         """The volume of this name. Raises: ContainerError if there is none."""
         record: dict[str, Any] = {}
         try:
@@ -83,9 +83,9 @@ class VolumeStore:
         created = record.get("created")
         if not isinstance(created, int | float):
             created = 0.0
-        return Named(name, self.path(name), created, bool(record.get("anonymous")), labels)
+        return NamedVolume(name, self.path(name), created, bool(record.get("anonymous")), labels)
 
-    def list(self) -> list[Named]:
+    def list(self) -> list[NamedVolume]:
         """All volumes, sorted by name."""
         try:
             entries = sorted(store_files.list_directory(self._root))

@@ -39,7 +39,8 @@ def mask(names: Iterable[str]) -> int:
 
 
 def chosen(added: Iterable[str], dropped: Iterable[str]) -> tuple[str, ...]:
-    """Return USUAL with `added` and without `dropped`; ALL means every capability. `added` wins over ALL in `dropped`.
+    """Return USUAL with `added` and without `dropped`; ALL means every capability. `added` has priority over ALL in
+    `dropped`.
 
     Raises: KeyError with a name that is no capability.
     """

@@ -94,7 +94,7 @@ class Capture:
         self._write_ends.clear()
 
     def _show(self, number: int, data: bytes | None) -> bool:
-        """Write `data`, or more of what waits. Return False when our output is closed."""
+        """Write `data`, or more of the buffered output. Return False when our output is closed."""
         outlet = self._outlets.get(number)
         try:
             if outlet and data is not None:

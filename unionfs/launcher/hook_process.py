@@ -49,11 +49,12 @@ class HookProcess:
         theirs.close()
 
     def tell_init(self, pid: int) -> None:
-        """In the monitor: `pid` is the container's init in our pid namespace."""
+        """In the monitor: tell the process the pid of the container's init in our pid namespace."""
         self._send(_OF_INIT + b"%d" % pid)
 
     def run_early(self) -> None:
-        """In init, in the container's complete root: have the early hooks run. Raises: LaunchError if one fails."""
+        """In init, in the container's complete root: have the process run the early hooks. Raises: LaunchError if one
+        fails."""
         mount(None, "/", None, MS_REC | MS_SHARED)
         tree = open_tree("/")
         socket.send_fds(self._socket, [_ROOT], [tree.fd])
@@ -64,7 +65,7 @@ class HookProcess:
             raise LaunchError("", "", why or "the process that runs hooks has ended")
 
     def started(self) -> None:
-        """In the monitor: the command has been executed."""
+        """In the monitor: report that the command has been executed."""
         self._send(_STARTED)
 
     def end(self) -> None:
@@ -73,7 +74,7 @@ class HookProcess:
         os.waitpid(self._pid, 0)
 
     def _send(self, message: bytes) -> None:
-        with contextlib.suppress(OSError):  # it has ended: init hears of that
+        with contextlib.suppress(OSError):  # the process has ended; init notices that
             self._socket.send(message)
 
 
@@ -88,7 +89,7 @@ class _Server:
         self._has_begun = False  # the early hooks have succeeded
 
     def serve(self) -> int:
-        """Answer until all other ends of the socket are closed, which their processes' ends do."""
+        """Answer until all other ends of the socket are closed; a process closes its end at the latest when it ends."""
         while message := self._receive():
             kind, rest = message[:1], message[1:]
             if kind == _OF_INIT:

@@ -62,8 +62,8 @@ class InitContext(NamedTuple):
     reported_fd: int = -1  # a pipe that is at its end once the launching process was told of init's pid; -1: no pipe
 
     def wait_until_reported(self) -> None:
-        """Wait until the launching process can forward signals to init. A command that runs before that, and has
-        reported that it runs, would be ended by the first signal, as one that came before its start."""
+        """Wait until the launching process can forward signals to init. Otherwise the first signal after the command's
+        start would be treated as one before its start, and end the container."""
         os.read(self.reported_fd, 1)
         os.close(self.reported_fd)
 

@@ -1,4 +1,5 @@
-"""The monitor of a container: it has the root filesystem prepared, starts init, and unmounts at the end.
+"""The monitor of a container: prepares the root filesystem through its caller's hooks, starts init, unmounts at the
+end.
 
 It runs in the container's user and mount namespaces but in the host's pid namespace, so that the container can neither
 see nor kill the daemon that `prepare` starts, which may be another process's child. Nothing is left behind: if the
@@ -40,7 +41,7 @@ _TIMEOUT_S: Final = 30  # time limit for a daemon that still writes data, before
 
 
 _LOG_END: Final = 8192
-"""So many bytes of a log are searched for an exception."""
+"""Bytes at the end of a log that are searched for an exception."""
 
 
 class Daemon(NamedTuple):
@@ -48,7 +49,7 @@ class Daemon(NamedTuple):
 
     pid: int
     pidfd: int
-    ended: int  # readable when it serves no more, and no other daemon in its place
+    ended: int  # readable when neither it nor a successor serves
 
 
 class RootfsMounts:
@@ -57,10 +58,10 @@ class RootfsMounts:
     def __init__(self, lifeline_fd: int) -> None:
         self.lifeline_fd: Final = lifeline_fd  # for daemons: a pipe that is at its end when they must leave
         self.mounts: list[str] = []  # mountpoints, to be detached at the end; appended to only
-        self.watched: dict[int, Callable[[int], LaunchError | None]] = {}  # what ends the container: see `Monitor`
+        self.watched: dict[int, Callable[[int], LaunchError | None]] = {}  # they can end the container: see `Monitor`
         self.daemons: dict[int, Daemon] = {}
-        """Descriptor that is readable when a mount is served no more -> its daemon; added to only."""
-        self.log = ""  # the path of what the daemons log, if they log to a file
+        """Descriptor that is readable when no daemon serves a mount any more -> the mount's daemon; added to only."""
+        self.log = ""  # the path of the daemons' log, if they log to a file
 
     def add(self, mountpoint: str, daemon: tuple[int, int, int] | None = None) -> None:
         """Record a mount at `mountpoint`, and the daemon that serves it (see Daemon), if there is one."""

@@ -128,7 +128,7 @@ class NamespaceServer:
 
 
 class NotListeningError(LaunchError):
-    """No monitor hands out namespaces at the socket: the container is not running yet, or not any more."""
+    """No monitor sends namespaces at the socket: the container does not run yet, or no longer."""
 
 
 def receive(path: str, owner: int | None = None) -> Namespaces:
@@ -155,7 +155,7 @@ def receive(path: str, owner: int | None = None) -> Namespaces:
             os.close(fd)
         if answer == _REFUSED:
             raise LaunchError("entering the container", "", f"it does not belong to user {os.geteuid()}")
-        raise NotListeningError("entering the container", "", "it is not running yet, or any more")
+        raise NotListeningError("entering the container", "", "it does not run yet, or no longer")
     return Namespaces(tuple(fds[:-1]), fds[-1])
 
 

@@ -23,7 +23,7 @@ def protect() -> None:
     """Return if the interpreter runs from such a mount, else execute it again: from a sealed copy in memory where this
     process may not mount.
 
-    Preconditions: nothing was done yet that the same command line would not do again.
+    Preconditions: the process has done nothing yet that would be wrong to do twice.
     """
     pid, _, name = os.environ.get(_MARK, "").partition(":")
     if pid == str(os.getpid()):
@@ -44,7 +44,8 @@ def protect() -> None:
 
 
 def protect_if_writable() -> None:
-    """Like `protect`, for a process that may write to its interpreter; others leave containers no way to it."""
+    """Like `protect`, but only if this process may write to its interpreter; if it may not, a container cannot
+    either."""
     if _MARK in os.environ or os.access("/proc/self/exe", os.W_OK):
         protect()
 

@@ -35,8 +35,13 @@ _NOT_FORWARDED: Final = {
         signal.SIGPIPE,
         signal.SIGURG,
         signal.SIGWINCH,
-    ),  # about this process, as for podman
-    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),  # a fault of this process would be caught for ever
+    ),  # they concern this process, as with podman
+    *(
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGILL,
+    ),  # faults of this process: handled, they would repeat for ever
 }
 _ENDING_S: Final = 10  # time limit for killed processes to end; a process that needs longer is stuck in the kernel
 _JOB_SIGNALS: Final = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT}
@@ -54,7 +59,7 @@ def launch(
 ) -> int:
     """Run the container until its command ends. Return its exit code, or 128 plus the signal that killed it.
 
-    `forked` is called once the process that calls `hooks` was forked, or could not be; `ready` when the command has
+    `forked` is called when the process that calls `hooks` was forked, or could not be; `ready` when the command has
     been executed. `sink` gets all its output, which unless `attached` is not written to our standard output and error.
     When this returns or raises, all processes of the container have ended.
     Raises: LaunchError when the command could not be executed, or the container had to be killed.
@@ -172,7 +177,7 @@ class _Session:
         self._interactive: Final = interactive
         self.monitor: int | None = None  # its pid; set by `_launch`; None again once it was waited for
         self._init_fd: int | None = None  # pidfd of init; None until the monitor has reported it
-        self._job_signals: set[signal.Signals] = set()  # those that are about this process; set once, by wait
+        self._job_signals: set[signal.Signals] = set()  # those that concern this process; set once, by wait
         self._relay: Relay | None = None  # None until the container has sent its terminal
         self._failure: LaunchError | None = None  # the first one reported
         self._senders_gone = False  # all of the channel's other ends are closed, which poll(2) would report for ever
@@ -182,7 +187,7 @@ class _Session:
         """Relay until the monitor has ended. `mask`: the signals to block from now on."""
         assert self.monitor is not None
         signals = signal.valid_signals() - _NOT_FORWARDED
-        if self._console:  # with a terminal, stopping and continuing is about this process
+        if self._console:  # with a terminal, stopping and continuing concerns this process
             signals = signals - _JOB_SIGNALS | _TERMINAL_SIGNALS
             self._job_signals = _TERMINAL_SIGNALS
         monitor_fd = os.pidfd_open(self.monitor)
@@ -197,7 +202,7 @@ class _Session:
                         self._relay.handle(fd)
                 if signals_fd in ready:
                     numbers = os.read(signals_fd, 1024)
-                    self._handle_messages()  # a signal for a command that runs must not be taken for an early one
+                    self._handle_messages()  # a signal for a running command must not be treated as an early one
                     self._handle_signals(numbers)
                 if self._console and self._console.fileno() in ready:
                     self._begin_relay(self._console)

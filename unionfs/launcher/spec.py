@@ -132,4 +132,4 @@ class Spec(NamedTuple):
     bundle: str = ""  # path of the runtime's OCI bundle, a directory that we make; it must not exist
     supervised: bool = False  # the map has one id; a `launcher.supervisor` answers system calls about other ids
     id_map: NamespaceMap | None = None  # None: we are root and need no user namespace
-    caller: Caller | None = None  # whom the command runs as, with the host's IPC; None: as `process.user`
+    caller: Caller | None = None  # the user of the command, in the host's IPC namespace; None: `process.user`

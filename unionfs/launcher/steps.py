@@ -89,7 +89,8 @@ def execute_all(steps: Iterable[Step | HostStep]) -> None:
 
 
 def open_all(steps: Iterable[Step | HostStep]) -> list[tuple[Step | HostStep, Action]]:
-    """In the host's root: open what the steps need of it; return what `run_all` does. Raises: LaunchError."""
+    """In the host's root: open the files and mounts that the steps need of it; return the actions for `run_all`.
+    Raises: LaunchError."""
     return [(step, _open(step)) for step in steps]
 
 
@@ -132,7 +133,7 @@ class EnterRoot(NamedTuple):
         tree.attach(self.rootfs)
         os.chdir(self.rootfs)
         pivot_root(".", ".")  # pivot_root(2), NOTES: the old root is now mounted over the new one ...
-        umount2(".", MNT_DETACH)  # ... and is what "." means here
+        umount2(".", MNT_DETACH)  # ... and "." refers to it
         os.chdir("/")
 
 

@@ -2,10 +2,10 @@
 
 The kernel refuses chown(2), setuid(2) and the like for ids that the container's user namespace does not map, and
 mknod(2) of devices altogether. A filter (syscalls.seccomp) intercepts these calls, and the supervisor emulates them. It
-is a process outside of the container's pid namespace. Owners and devices are stored by the union
-(core.emulated_owners), identities (launcher.emulated_ids) by the supervisor. The number of a process's identity is its
-RLIMIT_RSS, which the kernel does not use and which is inherited as an identity is. stat(2) and getuid(2) return the
-emulated values. The two limits cannot be changed inside, and show as unlimited.
+is a process outside of the container's pid namespace. The union stores owners and devices (core.emulated_owners), the
+supervisor the identities (launcher.emulated_ids). A process's RLIMIT_RSS, which the kernel does not use, holds the
+number of its identity; it is inherited as an identity is. stat(2) and getuid(2) return the emulated values. Processes
+of the container cannot change the two limits, and see them as unlimited.
 
 This protects nothing: for the kernel, all processes of the container have the same uid. Calls that cannot be emulated
 are left to the kernel.

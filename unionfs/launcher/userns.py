@@ -23,11 +23,10 @@ _GO = b"g"
 def fork(id_map: idmap.NamespaceMap | None, kinds: int, body: Callable[[], int]) -> int:
     """Fork a child with new namespaces of `kinds` (CLONE_NEW*) that exits with what `body` returns. Returns its pid.
 
-    With an `id_map` the child has all capabilities in a new user namespace with these ids, and is its first user,
-    which is root but for `own_ids`. When this returns the child has its
-    namespaces and ids. It leads a session of its own and has every signal at its default. An exception that escapes
-    from `body` is a bug: traceback, exit 125.
-    Raises: LaunchError when the namespaces or the map are refused; no child is left then.
+    With an `id_map` the child has all capabilities in a new user namespace with these ids, and the first id of the map
+    (root, except in `own_ids`). When this returns the child has its namespaces and ids. It leads a session of its own
+    and has every signal at its default. An exception that escapes from `body` is a bug: traceback, exit 125. Raises:
+    LaunchError when the namespaces or the map are refused; no child is left then.
     """
     _flush()  # else the child would print buffered output a second time
     parent, child = _pipes()

@@ -8,5 +8,6 @@ mount.
     parent     the parent itself: it ends some time after its last mount
     leave      starts the parent, after an ordinary mount
 
-In all other cases the mount is an ordinary one, in a new interpreter; `unionfs stats` and the daemon's log say why.
+If the parent cannot make a mount, the command makes an ordinary one, in a new interpreter; `unionfs stats` and the
+daemon's log say why.
 """

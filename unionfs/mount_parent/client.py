@@ -35,10 +35,10 @@ RUN = "run"  # the request is a command line of `unionfs run`, with the numbers 
 
 ACCEPTED = b"+"
 REFUSED = b"-"  # followed by the reason
-RETIRED = b"!"  # the same, and the name of the socket is free again
+RETIRED = b"!"  # refused likewise; the parent has closed its socket, so another parent may be started
 
 EXIT = "exit"  # reply: the command line was run; its exit code
-BEGUN = "begun"  # reply to RUN: the command line is run; with a pidfd of the process. EXIT follows
+BEGUN = "begun"  # reply to RUN: the command line runs; with a pidfd of its process. EXIT follows
 READY = "ready"
 """Reply: mounted; the daemon's pid, a warning or ""; with a pidfd of it, and a pipe at its end when the mount ends."""
 FAILED = "failed"  # reply: not mounted; message, hint, errno
@@ -64,10 +64,11 @@ class ParentEndedError(Exception):
 
 
 refusal: NoParentError | None = None
-"""Why this process makes an ordinary mount, after it has asked."""
+"""Why this process makes an ordinary mount; set after it has asked the parent."""
 
 may_leave_parent = True
-"""Whether this process may start a parent: not if a parent has forked it, since files of its modules may be newer."""
+"""Whether this process may start a parent. Not if a parent has forked it, since the files of its modules may have
+changed."""
 
 
 def linger_s() -> float:
@@ -88,11 +89,12 @@ class Reply:
 
 
 class Parent:
-    """A connection of this process to a parent that is like it.
+    """A connection of this process to a parent with the same properties (identity).
 
-    The request may be made by a process that this one forks, also from other namespaces, if this one's user may enter
-    them: the parent looks at this process, which must live on, and the process that it forks enters the namespaces.
-    That process waits for some seconds. Neither may be left to programs that have fewer rights than this one.
+    A process that this one forks may send the request, also from other namespaces that this one's user may enter: the
+    parent checks this process, which must live until then, and the process that the parent forks enters the namespaces.
+    The forked process waits some seconds for the request. Programs with fewer rights than this process must not get the
+    connection.
     """
 
     def __init__(self, end: _socket.socket, pid: int) -> None:
@@ -211,16 +213,17 @@ def mount(argv: list[str]) -> int | None:
 _NOT_FORWARDED = frozenset(
     (
         *(_signal.SIGKILL, _signal.SIGSTOP),  # cannot be caught
-        *(_signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGURG, _signal.SIGWINCH),  # about this process
-        *(_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL),  # a fault of this process
+        *(_signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGURG, _signal.SIGWINCH),  # they concern this process
+        *(_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL),  # faults of this process
     )
 )
-"""As launcher.run, to which the others are forwarded, and which forwards them to the container."""
+"""Signals that are not forwarded. launcher.run gets all others, and forwards them to the container."""
 IGNORED_BY_PYTHON = frozenset((_signal.SIGPIPE, _signal.SIGXFSZ))
-"""At its start, whatever the caller does."""
+"""Signals that Python ignores at its start, whatever the caller does."""
 _OWN_FAILURE = 125
 _FEW_DESCRIPTORS = 64
-"""With fewer, the one more of a process that the parent has forked could be missing when the container is removed."""
+"""With fewer descriptors, a process that the parent has forked, which has one more, could lack one when the container
+is removed."""
 
 
 def run(argv: list[str]) -> int | None:
@@ -261,19 +264,19 @@ class _Signals:
         self._pidfd: int | None = None  # set once, by `forward_to`
 
     def catch(self) -> None:
-        """Handle signals from now on, but those that are ignored."""
+        """Begin to handle all signals that are not ignored."""
         for number in self._before:
             _signal.signal(number, self._handle)
 
     def give_back(self) -> None:
-        """Handle signals as before, and those that have come."""
+        """Restore the former handlers, and handle the signals that have come."""
         for number, handler in self._before.items():
             _signal.signal(number, handler)
         for number in self._pending:
             os.kill(os.getpid(), number)
 
     def forward_to(self, pidfd: int) -> None:
-        """Forward signals, and those that have come."""
+        """Forward all further signals, and those that have come."""
         self._pidfd = pidfd
         pending, self._pending = self._pending, []
         for number in pending:

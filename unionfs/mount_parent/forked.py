@@ -1,11 +1,11 @@
 """A process that the parent has forked: it takes over the caller's properties, and carries out the request.
 
-For a container it becomes what `unionfs run` is without a parent, and is killed if the caller ends.
+For a container it does the work of `unionfs run`, and is killed if the caller ends.
 
-A forked process must be like one that the caller starts. Ids, namespaces and the like are equal (identity).
-The other properties are taken over here: the namespaces that the caller has entered since, working directory,
-environment, limits, priorities, processors. If one cannot be taken over, the request is refused, and the caller makes
-an ordinary mount. This process has the caller's own rights, so it enters nothing that the caller could not enter.
+A forked process must have the properties of a process that the caller starts. Ids, namespaces and some others are equal
+already (identity). This module takes over the rest: namespaces that the caller has entered since, working directory,
+environment, limits, priorities, processors. If that fails, the request is refused, and the caller makes an ordinary
+mount. This process has the caller's own rights, so it cannot enter a namespace that the caller could not enter.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def _run_container(end: socket.socket, request: Request, run_command: RunCommand
 
 
 def _end_with(end: socket.socket) -> None:
-    """Have this process killed when the other end is closed, as the caller is: nothing else is sent by it.
+    """Have the kernel kill this process when the other end is closed, so when the caller ends: the caller sends nothing
+    more.
 
     Raises: OSError if it is closed already.
     """
@@ -210,7 +211,7 @@ def _take_over(request: Request, caller: int) -> None:
             raise UnableError("it has another root directory")
         step = "its working directory"
         os.fchdir(here)
-        step = "what it hands down"
+        step = "its inherited properties"
         wanted = process_properties.read(caller)
     except (OSError, ValueError) as error:
         raise UnableError(f"{step} cannot be taken over: {error}") from error

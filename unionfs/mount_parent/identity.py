@@ -74,7 +74,7 @@ def _securebits() -> int:
 
 
 def check_peer(end: _socket.socket, own: list[tuple[str, str]]) -> int:
-    """Check that the process at the other end of a connected stream socket is like this one, and return its pid.
+    """Check that the process at the other end of a connected stream socket has the same properties, and return its pid.
 
     For a client, the other end is the process that called listen(2). Raises: DifferentError.
     """
@@ -110,8 +110,8 @@ def _pid_of(pidfd: int) -> int:
 
 
 def code() -> str:
-    """Describe the code of this process, its personality and Python's settings: if these differ, a daemon may
-    differ."""
+    """Describe the code of this process, its personality and Python's settings: if these differ, daemons may behave
+    differently."""
     try:
         personality = _content("/proc/self/personality")  # says where libraries are mapped; cannot be taken over
     except OSError:

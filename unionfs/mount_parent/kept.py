@@ -1,9 +1,9 @@
 """The mounts that a parent of mounts keeps, and the processes that continue with them.
 
-A daemon that the parent has forked gives it a description: plain values, and descriptors, of the connection, the
-branches, the record of nodes, its namespaces. When the daemon dies, the parent forks the next one, which enters these
-namespaces, takes over the properties that the values say, makes the union of the descriptors, and continues from the
-record (core.takeover). So nothing is opened by path, and a parent has one process for all of its mounts.
+A daemon that the parent has forked sends it a description: plain values, and descriptors of the connection, the
+branches, the record of nodes and its namespaces. When the daemon dies, the parent forks the next one, which enters
+these namespaces, takes over the described properties, makes the union of the descriptors, and continues from the record
+(core.takeover). So nothing is opened by path, and one parent process keeps all of its mounts.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
 DAEMON: Final = "daemon"
 KEEPER: Final = "keeper"
-"""Roles of a process that goes on with a mount: serve it, or be a keeper of its own for it."""
+"""Roles of a process that continues with a mount: serve it, or become the mount's own keeper."""
 
 _FIRST: Final = ("environment", "facts", "mounted", "properties", "shown", "version")
-"""Values that stay as they were described first, with the namespaces, before the daemon had served anybody."""
+"""Values that later descriptions do not change: like the namespaces, they are those from before the daemon's first
+request."""
 _OWN: Final = len(NAMESPACES) + 1  # descriptors behind those that the values name: namespaces, standard error
 
 
@@ -59,7 +60,7 @@ class Child:
 
     def __init__(self, pid: int, channel: Channel | None) -> None:
         self.pid = pid  # changed by `fork`
-        self.channel = channel  # None: it can ask for nothing; changed by `fork` and `let_go`
+        self.channel = channel  # None: it can send no requests; changed by `fork` and `let_go`
         self.is_ending = False  # its main thread has ended, and threads may wait for answers of the next daemon
         self.history: DaemonHistory | None = None  # set once, by its first description
         self._given: _Given | None = None  # None: it is not kept
@@ -69,11 +70,11 @@ class Child:
 
     @property
     def is_kept(self) -> bool:
-        """Whether another process can go on with the mount."""
+        """Whether another process can continue with the mount."""
         return self._given is not None
 
     def take_messages(self) -> bool:
-        """Do what the child asks for. Returns False if it will say nothing more."""
+        """Carry out the child's messages. Returns False if no more can come."""
         while self.channel is not None:
             try:
                 taken = self.channel.take()
@@ -120,7 +121,7 @@ class Child:
             self.channel.kept()
 
     def let_go(self) -> None:
-        """Keep the mount no more. The daemon learns it, and goes on."""
+        """Keep the mount no longer. The daemon notices that, and goes on serving."""
         if self.channel is not None:
             self.channel.close()
             self.channel = None
@@ -142,8 +143,8 @@ class Child:
             return 0
 
     def go_on(self, status: int) -> None:
-        """Note that the process has ended, and fork another one if the mount goes on: then `pid` is that one. Raises:
-        OSError if that is impossible."""
+        """Note that the process has ended, and if the mount continues, fork another one, whose pid is `pid` then.
+        Raises: OSError if that is impossible."""
         given, history = self._given, self.history
         if given is None or history is None or keeper.is_over(status):
             self.let_go()
@@ -154,11 +155,12 @@ class Child:
             role = DAEMON
         history.died_at = time.monotonic()
         why = keeper.judge(history, status, record, "a keeper of its own")
-        record.serve(0)  # a daemon that dies before its first request dies of none
+        record.serve(0)  # no request causes a death before the first request
         self._fork(given, history, "" if why else role, why)
 
     def _fork(self, given: _Given, history: DaemonHistory, role: str, why: str = "") -> None:
-        """Fork a process that goes on in a role; "": that unmounts, for the reason `why`. Raises: OSError."""
+        """Fork a process that continues in a role; with the role "" it unmounts, for the reason `why`. Raises:
+        OSError."""
         ours, theirs = keeper_channel.connected()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, keeper.FORWARDED)
         try:
@@ -181,14 +183,14 @@ class Child:
 
 
 class _Successor:
-    """In a process that goes on with a mount."""
+    """The code of a process that continues with a mount."""
 
     def __init__(self, given: _Given, history: DaemonHistory) -> None:
         self._given = given  # immutable
         self._history = history  # immutable
 
     def run(self, role: str, why: str) -> NoReturn:
-        """Go on as Child._fork says, and end this process."""
+        """Continue in the role (see Child._fork), and end this process."""
         status = DIED  # as a daemon that has failed to take over: there is another one, or the union is unmounted
         try:
             values = marshal.loads(self._given.values)
@@ -216,7 +218,7 @@ class _Successor:
             service.serve()
 
     def _take_over(self, values: dict[str, Any]) -> None:
-        """Have what the daemon before had, and nothing else."""
+        """Take over the namespaces, descriptors and properties of the daemon before, and close all else."""
         numbers = values["descriptors"]
         channel = self._history.channel
         assert channel is not None

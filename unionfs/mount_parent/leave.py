@@ -23,7 +23,7 @@ def leave(first: int, run_command: Callable[[list[str]], int], idle_s: float = 0
     """
     linger_s = client.linger_s()
     if None in (sys.stdin, sys.stdout, sys.stderr):
-        return  # forked processes could print nothing
+        return  # without them forked processes could not print
     child = os.fork()
     if child == 0:
         try:

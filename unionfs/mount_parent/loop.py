@@ -24,7 +24,7 @@ _FDS_OF_MOUNT: Final = 24
 _SPARE_FDS: Final = 256
 """Descriptors in reserve."""
 _LOOK_AGAIN_MS: Final = 5
-"""While threads of a daemon are ending."""
+"""Milliseconds between two looks at a daemon whose threads are ending."""
 
 
 class Loop:
@@ -38,16 +38,16 @@ class Loop:
         origin: Origin,
         is_current: Callable[[], bool],
     ) -> None:
-        """`own`: its facts; `is_current`: whether its code and its surroundings are what they were."""
+        """`own`: the parent's facts; `is_current`: returns whether its code and surroundings are unchanged."""
         self._listener = listener  # immutable
         self._own = own  # immutable
         self._linger_s = linger_s  # immutable
         self._origin = origin  # immutable
         self._is_current = is_current  # immutable
         self._children: dict[int, Child] = {}  # pidfd -> our daemon, or `first`
-        self._channels: dict[int, Child] = {}  # descriptor of its channel -> a daemon that may say something
+        self._channels: dict[int, Child] = {}  # descriptor of its channel -> a daemon that may send messages
         self._old: dict[int, int] = {}  # pidfd -> pid; of daemons whose threads wait for answers of the next one
-        self._is_retired = False  # set once: it forks no more daemons
+        self._is_retired = False  # set once: it forks no further daemons
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
 
@@ -146,7 +146,7 @@ class Loop:
         self._poll.unregister(channel_fd)
 
     def _look_at(self, pidfd: int) -> None:
-        """See whether a child has ended, and go on with its mount."""
+        """Check whether a child has ended, and if so, continue its mount."""
         child = self._children[pidfd]
         before, status = child.pid, child.status()
         if status is None:

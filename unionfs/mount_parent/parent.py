@@ -1,11 +1,13 @@
-"""The parent: started by an ordinary mount, it forks a daemon for each further mount by a process that is like it.
+"""The parent: started by an ordinary mount, it forks a daemon for each further mount by a process with the same
+properties.
 
-It is also the keeper of their mounts: when a daemon dies, it forks the next one (mount_parent.kept). So it holds what
-the daemons have given it, and else a socket and a pidfd of each, and nothing of its callers: its directory is /, its
-standard descriptors are /dev/null, its environment is empty, and it has its own mount namespace (fuse.detachment), so
-it keeps none alive. It prints nothing, reads nothing from its clients, and waits only for new clients, and for the
-messages and ends of its daemons, which continue if it is killed. It ends `client.linger_s` after its last mount. If the
-files of its code have changed, it forks no more daemons, and ends with the last mount that it keeps.
+It is also the keeper of their mounts: when a daemon dies, it forks the next one (mount_parent.kept). So it has the
+descriptors that the daemons have sent it, a socket and a pidfd of each daemon, and nothing of its callers: its
+directory is /, its standard descriptors are /dev/null, its environment is empty, and its mount namespace is its own
+(fuse.detachment), so it keeps no other one alive. It prints nothing, reads nothing from its clients, and waits only for
+new clients, and for messages and ends of its daemons, which continue if it is killed. It ends `client.linger_s` after
+its last mount. If the files of its code have changed, it forks no further daemons, and ends with the last mount that it
+keeps.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ _OF_RUN: Final = (
     *("layers.store", "layers.lookup", "unionfs.containers.images", "unionfs.containers.image_mount"),
     *("unionfs.containers.scratch", "unionfs.launcher.namespace_socket", "unionfs.launcher.supervisor"),
 )
-"""What `unionfs run` imports late."""
+"""Modules that `unionfs run` imports late."""
 _COMMANDS: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper", "unionfs.cli.run", *_OF_RUN)
 _LATER: Final = ("unionfs.daemon.process", "unionfs.daemon.state", "unionfs.fuse.kernel.activity", "unionfs.version")
-"""What daemons and their keepers import later, besides mounted_union.LATE_MODULES: loaded here, its memory is shared.
-"""
+"""Modules that daemons and their keepers import later, besides mounted_union.LATE_MODULES: imported here, their memory
+is shared."""
 _BACKLOG: Final = 64
 
 
