@@ -12,7 +12,7 @@ import pytest
 
 from tests.build.conftest import BASE, Builder
 from unionfs.build.digests import Digests
-from unionfs.build.trees import Found
+from unionfs.build.trees import TreeObject
 
 TEXT = """\
 FROM tiny:1 AS first
@@ -203,9 +203,11 @@ def test_digests_are_remembered_unless_a_file_has_just_changed(tmp_path: Path, m
         opened.append(path)
         return os.open(path, os.O_RDONLY)
 
-    def look() -> Found:
+    def look() -> TreeObject:
         st = path.stat()
-        return Found((b"f",), 0o100000, 0, 0, 0, st.st_size, st.st_mtime_ns, st.st_ctime_ns, (st.st_dev, st.st_ino), 1)
+        return TreeObject(
+            (b"f",), 0o100000, 0, 0, 0, st.st_size, st.st_mtime_ns, st.st_ctime_ns, (st.st_dev, st.st_ino), 1
+        )
 
     known = Digests()
     first = known.of((b"f",), look(), open_file)

@@ -285,7 +285,7 @@ def test_triggers_of_the_base(user_builder: Builder) -> None:
         ("COPY missing /", "Containerfile:2: missing: not in the context"),
         ("COPY ../../etc/passwd /", "etc/passwd: not in the context"),
         ("COPY out /x", "out: not in the context"),
-        ("COPY *.none /", "nothing in the context fits *.none"),
+        ("COPY *.none /", "nothing in the context matches *.none"),
         ("COPY one two /file", "must be a directory"),
         ("COPY one /data/file/", "it is not a directory"),
         ("COPY one /data/dir/old/below", "it is not a directory"),

@@ -3,11 +3,11 @@
     systems       each system: why it is missing, how it is mounted, unmounted and ended; its version
     rounds        the order of interleaved rounds, medians and spread, what was left out
     child         calls with a time limit in a child process, which leaves nothing behind; namespaces of a run
-    run_directory     the directory of a run and of its sessions; removes what dead runs left
+    run_directory     the directory of a run and of its sessions; removes the remains of dead runs
     facts         the machine
     filesystems       filesystems to put the branches on: loop files, tmpfs, the directory itself
 
-What copy-up costs stands on that:
+These modules measure the cost of copy-up with it:
 
     cases         series of points, and the size of a run; values only
     trees         the lowers that the cases need, made in a branch filesystem
@@ -17,5 +17,5 @@ What copy-up costs stands on that:
     claims        claims about copy-up by file and by block, each with our figure beside it
     table, plots, page, markdown    a run on a terminal, as pictures, as one HTML file, for a README
 
-Nothing here imports the core: every system, ours too, is started by its command, as users start it.
+No module here imports the core: every system, also ours, is started by its command, as users start it.
 """

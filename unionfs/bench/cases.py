@@ -1,7 +1,7 @@
 """Define the questions about copy-up, as series of points, and the size of a run. Values only; nothing runs here.
 
-A series is one picture: one trigger or several, one thing that varies (x), one filesystem, warm or cold. It is made of
-groups: the points of a group are measured in one mount with the same lowers.
+A series is one picture: one trigger or several, one variable (x), one filesystem, warm or cold. It consists of groups:
+the points of a group are measured in one mount with the same lowers.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ COLD: Final = "cold"
 
 THIN: Final = "thin"  # filesystems.THIN
 MAIN: Final = "main"
-"""Stands for the first filesystem of a run."""
+"""Replaced by the first filesystem of a run."""
 
 _TRIGGERS_SIZE: Final = 16 * MB
 _SPARSE_DATA: Final = 1 * MB
@@ -95,16 +95,16 @@ class Group:
 class Series:
     """The points of one picture."""
 
-    name: str  # what --only takes
+    name: str  # its name for --only
     title: str
-    axis: str  # what x is, with its unit
+    axis: str  # title of the x axis, with its unit
     groups: Sequence[Group]
     unit: str = ""  # of x: "B" for bytes, else a plain number; "name" for labels
     ground: str = MAIN
     cache: str = WARM
     per_file: bool = False  # whether the figure is the time over the number of files
     layered: bool = False  # whether x is about layers, of which a copy or a snapshot has none
-    rounds: int = 0  # at most so many, 0: as many as the run has
+    rounds: int = 0  # maximum number of rounds; 0: that of the run
 
     @property
     def points(self) -> Iterator[Point]:
@@ -155,7 +155,7 @@ QUICK: Final = RunSize(
 
 
 def all_series(run_size: RunSize) -> list[Series]:
-    """Return the series of a run, the most important first: a time budget cuts off the end."""
+    """Return the series of a run, the most important first: if the time is used up, the last ones are left out."""
     found = []
     for ground in run_size.filesystems:
         groups = list(_by_size(run_size.sizes, MIDDLE))

@@ -1,7 +1,7 @@
 """Call a function in a child process under a time limit, and return its result.
 
-The child has a session of its own and dies with its parent: a filesystem that hangs takes along the child and what it
-started, not the run.
+The child has a session of its own and dies with its parent: a filesystem that hangs ends the child and the processes
+that it started, not the run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def call(function: Callable[[], Any], timeout_s: float) -> Any:
     try:
         output = _read_all(read_fd, timeout_s)
     finally:
-        # Ends the child and what it started, also when this process is interrupted.
+        # Ends the child and its descendants, also when this process is interrupted.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
@@ -75,8 +75,8 @@ def unshare_mounts(*, in_user_namespace: bool) -> None:
 
 
 def enter_namespaces(directory: Path, *, in_user_namespace: bool) -> None:
-    """Enter namespaces as `unshare_mounts` does; `directory`, Python and this code stay in reach. Where that is not
-    allowed, mounts are made in the machine's namespace, and the next run sweeps them if this one is killed.
+    """Enter namespaces as `unshare_mounts` does; `directory`, Python and this code stay accessible. If that is not
+    allowed, mounts are made in the machine's namespace, and the next run removes them if this one is killed.
 
     Other unions are unmounted in the new namespace: a copy of their mounts would keep their daemons alive.
     """
@@ -87,7 +87,7 @@ def enter_namespaces(directory: Path, *, in_user_namespace: bool) -> None:
     needed = [Path(path).resolve() for path in (directory, sys.prefix, __file__)]
     for mount in mountinfo.mounts():
         if mount.fstype == "fuse.unionfs" and not any(path.is_relative_to(mount.mountpoint) for path in needed):
-            with contextlib.suppress(OSError):  # a user namespace may not take away what it was given
+            with contextlib.suppress(OSError):  # a user namespace may not unmount inherited mounts
                 mounts.umount2(mount.mountpoint, mounts.MNT_DETACH)
 
 

@@ -1,7 +1,6 @@
-"""List claims about copy-up by file and by block, and put the figure of a run beside each.
+"""List claims about copy-up by file and by block, with the figure of a run beside each.
 
-Each claim is put in our words and names its source. Every figure comes from the run; where the run has none, that is
-said.
+Each claim is paraphrased and names its source. Every figure comes from the run; if the run has none, the text says so.
 """
 
 from __future__ import annotations
@@ -238,7 +237,7 @@ def _largest(found: Found, name: str) -> Found | None:
 
 
 def _figure_of(point: Found | None, system: str) -> str:
-    """A system's time at a point, and what it wrote."""
+    """A system's time at a point, and the bytes that it wrote."""
     if point is None or system not in point["systems"]:
         return ""
     figures = point["systems"][system]

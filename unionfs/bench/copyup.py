@@ -6,11 +6,11 @@
                 for each system, in an order that is turned around every round
                     one session: fresh branches, fresh mount, the points of the group, everything unmounted
 
-So what disturbs the machine for a while disturbs all systems alike. The first round covers everything; later ones are
-dropped when the time is used up. What fails, hangs, is missing or has no room is named and left out.
+So a temporary disturbance of the machine affects all systems alike. The first round covers everything; later ones are
+dropped when the time is used up. Measurements that fail, hang or lack space are left out and listed.
 
-The work is done by a child in a mount namespace of its own (without root: in a user namespace, too), so whatever
-becomes of it, its mounts vanish with it. Its children die with it, and it dies with its parent.
+A child does the work in a mount namespace of its own (without root: in a user namespace, too), so its mounts vanish
+with it, however it ends. Its children die with it, and it dies with its parent.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _MANY: Final = 10_000
 _STEEPEST: Final = 16  # how much longer a larger group is expected to take at most
 _MAIN_SHARE: Final = 0.55  # of the time, for the first filesystem, which has most series
 _START_S: Final = 30.0  # for a daemon to mount, and to leave
-_SPARE: Final = 256 << 20  # room beyond what is known to be needed: journals, metadata
-_SMALL_FILE: Final = 6000  # what a small file takes, its inode included
+_SPARE: Final = 256 << 20  # reserve for journals and metadata
+_SMALL_FILE: Final = 6000  # bytes of a small file on disk, its inode included
 
 Progress = Callable[[str], None]
 
@@ -64,7 +64,7 @@ class Result:
     samples: list[dict[str, Any]] = field(default_factory=list)  # series, system, point (its index), round, ns, ...
     left_out: list[dict[str, str]] = field(default_factory=list)  # series ("" means all), system, why
     order: list[dict[str, Any]] = field(default_factory=list)  # sessions as they were run
-    filesystems: dict[str, str] = field(default_factory=dict)  # name -> what it was: "ext4 (loop file)"
+    filesystems: dict[str, str] = field(default_factory=dict)  # name -> description: "ext4 (loop file)"
     seconds: float = 0.0
 
 
@@ -319,7 +319,7 @@ class _Run:
     def _measure(
         self, series: Series, group: Group, number: int, filesystem: BranchFilesystem, system: str, branches: Branches
     ) -> list[dict[str, Any]]:
-        """The samples of one session, or what each point failed with. Raises: FailedError."""
+        """The samples of one session, or the failure of each point. Raises: FailedError."""
         shares = any(point.trigger == cases.SHARED for point in group.points)
         with contextlib.ExitStack() as stack:
             here = stack.enter_context(systems.mounted(system, branches.make(), self._start_s))
@@ -337,7 +337,7 @@ class _Run:
             )
             _write_out(filesystem.root)
 
-            # Of blocks that two devices share, the filesystem knows nothing.
+            # The filesystem does not know which blocks two devices share.
             count = number == 0 and system != systems.THIN_SNAPSHOT
 
             def all_points() -> list[dict[str, Any]]:
@@ -356,7 +356,7 @@ class _Run:
 
 
 def _target_of(target: Target, filesystem: BranchFilesystem, group: Group, point: Point) -> Target:
-    """With the lower that has the point's file."""
+    """The target with the lower that has the point's file."""
     for lower in group.lowers:
         if (filesystem.lowers / lower / point.path).exists():
             return replace(target, lower=filesystem.lowers / lower)
@@ -375,7 +375,7 @@ def _is_big(group: Group) -> bool:
 
 
 def _rounds_of(group: Group) -> int:
-    """How many rounds a group has at most: what takes long has fewer."""
+    """The maximum number of rounds of a group: long measurements have fewer."""
     largest = max(point.size for point in group.points)
     if largest >= cases.GB or any(point.files >= _MANY for point in group.points):
         return _HUGE_ROUNDS
@@ -393,7 +393,7 @@ def _up_to(series: Series, limit: int) -> Series:
 
 
 def _write_out(root: Path) -> None:
-    """Write back what was made before, so that it is not charged to the next measurement."""
+    """Write dirty pages back, so that this does not slow down the next measurement."""
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         files.syncfs(fd)

@@ -48,7 +48,7 @@ FILESYSTEMS: Final = (*_MKFS, TMPFS, THIN, HERE)
 class BranchFilesystem:
     """A filesystem that holds the branches of a run."""
 
-    name: str  # what --on takes
+    name: str  # its name for --on
     fstype: str
     root: Path
 
@@ -86,7 +86,7 @@ def subvolume(*command: str | Path) -> bool:
 
 
 def why_missing(name: str) -> str | None:
-    """Say why branches cannot be put on this filesystem here; None: they can."""
+    """Return why branches cannot be put on this filesystem here; None: they can."""
     if name == HERE:
         return None
     if name == TMPFS:
@@ -104,7 +104,7 @@ def why_missing(name: str) -> str | None:
 
 
 def why_no_thin_pools() -> str | None:
-    """Say why there are no thin pools here; None: there are."""
+    """Return why there are no thin pools here; None: there are."""
     if not is_machine_root():
         return "only root makes thin pools"
     if not device_tools.load_thin_pool():

@@ -1,10 +1,10 @@
 """Time one first write in the child process that makes it, and count the bytes that the system wrote for it.
 
-What is timed is all that a program waits for: opening, changing and closing. Copying systems copy within that time,
-since it is what they do in place of copy-up.
+The time is all that a program waits for: opening, changing and closing. Systems that copy instead of copying up do so
+within that time.
 
-Bytes are counted where the data went, on the file in the upper: its extents that are not shared with another file
-(FIEMAP), or its blocks where the filesystem lists no extents. They are not guessed from sizes.
+Bytes are counted on the file in the upper: its extents that are not shared with another file (FIEMAP), or its blocks if
+the filesystem lists no extents. They are not derived from sizes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from unionfs.bench.cases import COLD, Point
 from unionfs.syscalls import extents, files
 
 _BLOCK: Final = 4096
-_RECORD: Final = 64 << 10  # what is written at once in sequence
+_RECORD: Final = 64 << 10  # bytes of one write(2) in sequence
 _READ: Final = 1 << 20
 _ATTRIBUTE: Final = "user.bench"
-_NEW: Final = ".new"  # what a renamed file has at the end of its name
-_NARROW: Final = 128 << 10  # what `cp --reflink=never` reads at once
+_NEW: Final = ".new"  # suffix of a renamed file
+_NARROW: Final = 128 << 10  # bytes that `cp --reflink=never` reads at once
 
 Fetch = Callable[[str, str], None]
 
@@ -41,9 +41,9 @@ class Target:
 
     lower: Path  # the lower that holds the file, to warm it up or cool it down
     merged: Path  # where the file is changed
-    upper: Path  # where what was written lies
-    fetch: Fetch | None = None  # brings a file or a tree over first: the systems that copy
-    second: Path | None = None  # another mount of the same lower, for what asks about sharing
+    upper: Path  # where written data are stored
+    fetch: Fetch | None = None  # copies a file or a tree first; only systems that copy
+    second: Path | None = None  # another mount of the same lower, for series about sharing
 
 
 def act(target: Target, point: Point, cache: str, *, count: bool) -> dict[str, Any]:
@@ -224,7 +224,7 @@ _CHANGES: Final[dict[str, Callable[[str], None]]] = {
 _REPEATABLE: Final = (cases.APPEND, cases.MIDDLE, cases.SYNCED)
 
 
-# -- what stands in for copy-up ----------------------------------------------------------------------------------------
+# -- copies instead of copy-up -----------------------------------------------------------------------------------------
 
 
 def copy(src: str, dst: str) -> None:
@@ -239,7 +239,7 @@ def reflink(src: str, dst: str) -> None:
 
 
 def copy_apart(src: str, dst: str) -> None:
-    """Copy as `cp -p --reflink=never` does: copy_file_range(2) would share data where that can be done."""
+    """Copy as `cp -p --reflink=never` does: copy_file_range(2) would share data if the filesystem can."""
     _copy_each(src, dst, _read_write_data)
 
 
@@ -337,7 +337,7 @@ def _cool_down(path: str) -> None:
 def _written(path: str) -> int:
     """Count the bytes of data in a file or a tree of the upper, without those that are shared with the lower.
 
-    A system may copy a file with several names up under another one: then what lies beside it counts.
+    A system may copy a file with several names up under another name: then the file under that name counts.
     """
     names = _files_of(path) if os.path.lexists(path) else _files_of(os.path.dirname(path))
     total = 0

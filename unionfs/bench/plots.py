@@ -1,6 +1,6 @@
 """Draw a run as PNG and SVG, one picture for each series; systems by colour and marker, the spread as a line.
 
-Needs matplotlib (the extra `bench`). Nothing else in this room does.
+Needs matplotlib (the extra `bench`); no other module of this package does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unionfs.bench.summary import Found, measured, systems_in
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLES: Final = {  # colour (told apart also by those who see few colours: Okabe and Ito) and marker
+STYLES: Final = {  # colour (Okabe and Ito's palette for colour-blind readers) and marker
     systems.OURS: ("#0072b2", "o"),
     systems.OURS_PARTIAL: ("#003f66", "h"),
     systems.OURS_PYFUSE3: ("#56b4e9", "s"),
@@ -38,7 +38,7 @@ _INK: Final = "#333333"
 _MARKER_SIZES: Final = {"*": 11, "X": 8, "P": 8, "d": 7.5}  # so that all look equally large
 _GRID: Final = "#e4e4e4"
 _LABELS_APART: Final = 0.13  # of the axis
-_DODGE: Final = 0.009  # how far systems are moved apart, so that the spread of one does not cover another's
+_DODGE: Final = 0.009  # horizontal distance of systems, so that the spread of one does not cover another's
 _RC: Final[dict[str, Any]] = {
     "font.family": "DejaVu Sans",  # matplotlib brings it
     "font.size": 11,
@@ -47,7 +47,7 @@ _RC: Final[dict[str, Any]] = {
     "text.color": _INK,
     "xtick.color": _INK,
     "ytick.color": _INK,
-    "svg.fonttype": "none",  # letters stay letters
+    "svg.fonttype": "none",  # keep text as text
 }
 
 
@@ -84,7 +84,7 @@ def picture(series: Found, suffix: str) -> bytes:
     check()
     import matplotlib as mpl
 
-    # Identifiers within one page must not meet, so each picture has its own salt.
+    # Identifiers within one page must differ, so each picture has its own salt.
     with mpl.rc_context({**_RC, "svg.hashsalt": series["name"]}):  # type: ignore[dict-item]
         figure = _sharing(series) if series["name"].startswith("sharing") else _figure(series)
         data = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Order the sessions of interleaved rounds, and sum up what they measured.
+"""Order the sessions of interleaved rounds, and sum up their results.
 
-In each round every system has one session, and the order of the systems is turned around every round: what disturbs
-the machine for a while disturbs all systems alike, and no system always follows the same neighbour.
+In each round every system has one session, and the order of the systems is reversed every round: a temporary
+disturbance of the machine affects all systems alike, and no system always follows the same other one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def left_out(entries: Iterable[Mapping[str, str]], question: str) -> list[str]:
-    """Return what was not measured and why, a line for each reason; `question` is the key of what was asked."""
+    """Return the systems that were not measured and why, a line for each reason; `question` is the key of the
+    question."""
     grouped: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         grouped.setdefault((entry["system"], entry["why"]), []).append(entry[question] or "everything")

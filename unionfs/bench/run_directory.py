@@ -1,7 +1,7 @@
-"""Make the directory of a run, and remove what dead runs left.
+"""Make the directory of a run, and remove the remains of dead runs.
 
 Each run has a directory of its own below the base, with a lock that is held while the run lives: a directory whose lock
-is free belongs to a run that died. Its mounts are detached without being looked at, then it is removed. The filesystem
+is free belongs to a run that died. Its mounts are detached without being accessed, then it is removed. The filesystem
 images and mounts of `unionfs bench` vanish by themselves, since they live in a mount namespace of the run.
 """
 
@@ -54,11 +54,11 @@ def run_directory(where: Path) -> Iterator[Path]:
         _bury(run)
         os.close(lock)
         with contextlib.suppress(OSError):
-            where.rmdir()  # unless another run is there
+            where.rmdir()  # fails if another run is there
 
 
 def sweep(where: Path) -> list[Path]:
-    """Remove what dead runs left; return their directories."""
+    """Remove the remains of dead runs; return their directories."""
     swept = []
     for lock in where.glob(f"{_PREFIX}*{_LOCK}"):
         with contextlib.suppress(FileNotFoundError):
@@ -127,7 +127,7 @@ def _wait_for_loops(run: Path) -> None:
 
 
 def detach(place: Path) -> None:
-    """Unmount lazily, without a look at the mounted tree; what is not mounted is left alone."""
+    """Unmount lazily, without accessing the mounted tree. No error if nothing is mounted there."""
     try:
         mounts.umount2(os.fspath(place), mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
     except PermissionError:

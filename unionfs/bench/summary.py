@@ -1,4 +1,4 @@
-"""Sum up a run as one object: medians and spread, what was left out, the machine. Answer questions to that object.
+"""Sum up a run as one object: medians and spread, omissions, the machine. Answer questions about that object.
 
 The object is what --json writes; the table, the pictures, the page and the claims read nothing else.
 """
@@ -125,7 +125,7 @@ def duration(ns: float) -> str:
 
 
 def left_out(found: Found) -> list[str]:
-    """Return what was not measured and why, a line for each reason."""
+    """Return the omissions with their reasons, a line for each reason."""
     return rounds.left_out(found["left_out"], "series")
 
 

@@ -7,15 +7,15 @@
     fuse-overlayfs, unionfs-fuse
     overlayfs               the kernel's, mounted by root
     overlayfs rootless      the kernel's, mounted in a user namespace
-    btrfs snapshot          the lower is a subvolume and what is changed a snapshot of it: block by block
+    btrfs snapshot          the lower is a subvolume, and a snapshot of it is changed: block by block
     thin snapshot           the same of a block device: the lower's filesystem is on a device of a thin pool
     reflink                 the file is copied by sharing its data (FICLONE), then changed: block by block
-    copy                    the file is copied, then changed: what a storage driver without copy-up does (vfs)
+    copy                    the file is copied, then changed, as by a storage driver without copy-up (vfs)
     cp                      the same by the command `cp -p --reflink=auto`, its start included
     native                  a plain directory, with nothing mounted: the cost of the work itself
 
-A FUSE daemon runs in the foreground as a child that dies with its parent, unless the time of its mount command is in
-question. The rootless overlayfs is mounted by the measuring child in namespaces of its own and vanishes with it. This
+A FUSE daemon runs in the foreground as a child that dies with its parent, unless the time of its mount command is
+measured. The measuring child mounts the rootless overlayfs in namespaces of its own, with which it vanishes. This
 module reads mountinfo and never the mounted trees.
 """
 
@@ -75,13 +75,13 @@ SYSTEMS: Final = (
     COPY,
     CP,
 )
-"""The systems whose copy-up, or what stands in for it, is measured, in the order of tables and pictures."""
+"""The systems whose copy-up, or copy in its place, is measured, in the order of tables and pictures."""
 
 COPYING: Final = (SNAPSHOT, THIN_SNAPSHOT, REFLINK, COPY, CP)
-"""These are no unions and have no layers."""
+"""Systems that are no unions and have no layers."""
 
 _OURS: Final = (OURS, OURS_PARTIAL, OURS_PYFUSE3, OURS_PASSTHROUGH, OURS_WITHOUT_KEEPER)
-_SHARING: Final = ("btrfs", "xfs")  # where copy_file_range(2) shares data instead of copying them
+_SHARING: Final = ("btrfs", "xfs")  # filesystems on which copy_file_range(2) shares data instead of copying them
 _FUSERMOUNT_S: Final = 20
 _POLL_S: Final = 0.002
 
@@ -128,7 +128,7 @@ class Mounted:
 
 
 def why_missing(system: str) -> str | None:
-    """Say why `system` cannot be measured on this machine; None: it can."""
+    """Return why `system` cannot be measured on this machine; None: it can."""
     if system in (FUSE_OVERLAYFS, UNIONFS_FUSE, CP) and not shutil.which(system):
         return f"{system} is not installed"
     if system == THIN_SNAPSHOT:
@@ -155,7 +155,7 @@ def why_missing(system: str) -> str | None:
 
 
 def why_not_on(system: str, filesystem: BranchFilesystem, *, may_reflink: bool) -> str | None:
-    """Say why `system` cannot work on this filesystem; None: it can."""
+    """Return why `system` cannot work on this filesystem; None: it can."""
     if system == SNAPSHOT and filesystem.fstype != "btrfs":
         return f"{filesystem.fstype} has no snapshots"
     if system == THIN_SNAPSHOT and filesystem.name != filesystems.THIN:
@@ -196,7 +196,7 @@ def _output(argv: list[str]) -> str:
 
 @contextlib.contextmanager
 def mounted(system: str, branches: Branches, timeout_s: float, *, foreground: bool = True) -> Iterator[Mounted]:
-    """Let `system` show the lowers; whatever happens, it is unmounted and its daemon has ended afterwards.
+    """Let `system` show the lowers; afterwards it is unmounted and its daemon has ended, also after an error.
 
     `timeout_s` limits its start, and its end. Without `foreground` a FUSE daemon is started as users start it: its
     mount command returns and leaves the daemon in the background.
@@ -245,7 +245,7 @@ def _mount_argv(system: str, branches: Branches, foreground: bool) -> list[str]:
     if system == FUSE_OVERLAYFS:
         return [*argv, f"lowerdir={':'.join(lowers)},upperdir={upper},workdir={work}", merged]
     branches_option = ":".join([f"{upper}=RW", *(f"{lower}=RO" for lower in lowers)])
-    return [*argv, "cow", branches_option, merged]  # unionfs-fuse's word
+    return [*argv, "cow", branches_option, merged]  # the option of unionfs-fuse
 
 
 def _overlay_options(branches: Branches) -> str:
@@ -292,7 +292,8 @@ def _mounted_by_command(system: str, branches: Branches, timeout_s: float, foreg
 
 
 def _environment() -> dict[str, str]:
-    """Our environment without the defaults that users set, and so that any directory finds the same `unionfs`."""
+    """Our environment without the defaults that users set, in which every working directory finds the same
+    `unionfs`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("UNIONFS_")}
     env["LIBMOUNT_FORCE_MOUNT2"] = "always"  # fsconfig(2) takes no option of more than 256 bytes
     if Path(compiled.CHECKOUT).name != "site-packages":
@@ -318,7 +319,7 @@ def _wait_until_mounted(
 
 
 def _has_ended(pid: int, timeout_s: float) -> bool:
-    """Wait for the end of a process, a child or not; whether it came in time."""
+    """Wait for the end of a process, a child or not. Returns whether it has ended in time."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -8,11 +8,11 @@ from typing import IO, Any, Final
 from unionfs.bench.cases import words
 from unionfs.bench.summary import Found, beside_cp, duration, left_out, measured, systems_in, where
 
-_BLOCKS: Final = 8192  # smaller files are written in whole blocks, which says nothing
+_BLOCKS: Final = 8192  # smaller files are written in whole blocks, so their bytes have no meaning
 
 
 def progress(text: str) -> None:
-    """Print one line on stderr in place of the one before."""
+    """Print a line on stderr that replaces the line before."""
     sys.stderr.write(f"\r\033[K{text}")
     sys.stderr.flush()
 
@@ -58,7 +58,7 @@ def x_text(series: Found, point: Found) -> str:
 
 
 def cell(figures: dict[str, Any] | None, point: Found) -> str:
-    """Return a figure with its spread, and what was written if that is not about the whole file."""
+    """Return a figure with its spread, and the bytes written if these are not about the whole file."""
     if figures is None:
         return ""
     if "resident" in figures:

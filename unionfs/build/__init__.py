@@ -1,4 +1,4 @@
-"""Images from a Containerfile: read, planned, its steps executed or found in the cache.
+"""Build images from a Containerfile: read and plan it, execute its steps or find them in the cache.
 
     source lines words flags instructions stages    the language: text -> instructions -> stages that need each other;
     pure patterns ignore                                 which names of a context are meant

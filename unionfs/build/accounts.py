@@ -30,7 +30,7 @@ def of_user(lowers: tuple[str, ...], text: str) -> Owner:
 
 
 def _text(tree: Layers, path: Path) -> str:
-    """A file of the image; a missing one is empty, and so is what is no file."""
+    """The text of a file of the image; empty if there is no regular file."""
     try:
         found = tree.look(tree.resolve(path))
         if found.kind != stat.S_IFREG:

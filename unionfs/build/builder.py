@@ -1,10 +1,10 @@
 """A whole build: its bases found or fetched, its stages built side by side, its image put together and named.
 
-What is cached is found in this process, which forks nothing then. A stage that has something to execute is built in a
-process of its own, since starting containers and handling signals take a whole process; this one gets its result.
+Cached steps are found in this process; if all are cached, it forks nothing. A stage with steps to execute is built in a
+process of its own, since starting containers and handling signals need a whole process; this one gets its result.
 
-All that a build makes before it belongs to the store is in one directory in aside/, which is removed at the end; that
-of a build that was killed, by the next one, or whatever else adds to the store.
+All unfinished files of a build are in one directory in aside/, which is removed at the end. If a build was killed, the
+next build, or the next process that adds to the store, removes its directory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unionfs.build.cache import Cache
 from unionfs.build.context import Context
 from unionfs.build.copy_layer import own_options
 from unionfs.build.jobs import Job, call, failures
-from unionfs.build.options import NOTE, BuildOptions, Event, Told
+from unionfs.build.options import NOTE, BuildOptions, Event, EventReceiver
 from unionfs.build.run_step import FailedStep, FailedStepError
 from unionfs.build.source import Place
 from unionfs.build.stage_run import build_stage
@@ -49,7 +49,7 @@ class Built(NamedTuple):
     digest: Digest  # of its manifest
     id: Digest  # of its configuration
     results: Mapping[int, StageResult]  # of the stages that were built, by number
-    stages: tuple[int, ...]  # that the image consists of: each is built on the one before
+    stages: tuple[int, ...]  # of the image: each is built on the one before
 
 
 OpenContext = Callable[[Store, Callable[[], str], ExitStack], Context]
@@ -57,7 +57,12 @@ OpenContext = Callable[[Store, Callable[[], str], ExitStack], Context]
 
 
 def build(
-    store: Store, open_context: OpenContext, options: BuildOptions, fetch: Fetch, told: Told, names: tuple[str, ...]
+    store: Store,
+    open_context: OpenContext,
+    options: BuildOptions,
+    fetch: Fetch,
+    receiver: EventReceiver,
+    names: tuple[str, ...],
 ) -> Built:
     """Build an image, and give it its names (in full; empty: none).
 
@@ -70,8 +75,8 @@ def build(
         platform = options.platform or own_platform()
         plan = stages.read(context.text, context.containerfile, options.arguments, _platform_arguments(platform))
         for warning in plan.warnings:
-            told.event(Event(NOTE, f"warning: {warning}"))
-        _warn_of_unused(plan, options, told)
+            receiver.event(Event(NOTE, f"warning: {warning}"))
+        _warn_of_unused(plan, options, receiver)
         target = plan.target(options.target)
         needed = plan.needed(target)
         bases = {
@@ -80,10 +85,10 @@ def build(
         }
         numbers = {stage.number: position for position, stage in enumerate(needed, 1)}
         caches = registry_cache.opened(
-            store, () if options.no_cache else options.cache_from, fetch, lambda text: told.event(Event(NOTE, text))
+            store, () if options.no_cache else options.cache_from, fetch, lambda text: receiver.event(Event(NOTE, text))
         )
         cache = Cache(store, is_read=not options.no_cache, elsewhere=caches)
-        made = Build(store, plan, options, context, bases, {}, cache, told, directory, numbers)
+        made = Build(store, plan, options, context, bases, {}, cache, receiver, directory, numbers)
         results = _build_stages(made, needed)
         contexts.remember(store, context)
         built = _image(made, results, target, names)
@@ -92,7 +97,7 @@ def build(
         return built
 
 
-# -- what comes before -------------------------------------------------------------------------------------------------
+# -- preparation -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -107,7 +112,7 @@ def _swept(store: Store) -> Iterator[None]:
 
 
 def _sweep(store: Store) -> None:
-    """Remove what killed processes have left, if there is anything and no other process adds to the store."""
+    """Remove the remains of killed processes, if there are any and no other process adds to the store."""
     store.prepare()
     if not os.listdir(store.aside):
         return
@@ -121,7 +126,7 @@ def _sweep(store: Store) -> None:
 
 @contextmanager
 def _directory(store: Store) -> Iterator[Callable[[], str]]:
-    """What makes the build's directory on demand; that is removed at the end of the block."""
+    """The function that makes the build's directory on demand; the directory is removed at the end of the block."""
     path = store.new_aside()
 
     def make() -> str:
@@ -151,14 +156,14 @@ def _platform_arguments(target: Platform) -> dict[str, str]:
     return found
 
 
-def _warn_of_unused(plan: Plan, options: BuildOptions, told: Told) -> None:
-    """Name the arguments of --build-arg that no ARG declares, as docker does."""
+def _warn_of_unused(plan: Plan, options: BuildOptions, receiver: EventReceiver) -> None:
+    """Warn of arguments of --build-arg that no ARG declares, as docker does."""
     declared = plan.declared
     unused = [
         name for name in options.arguments if name not in declared and name not in (*PROXIES, pack.EPOCH_VARIABLE)
     ]
     if unused:
-        told.event(Event(NOTE, f"warning: no ARG declares {', '.join(sorted(unused))}"))
+        receiver.event(Event(NOTE, f"warning: no ARG declares {', '.join(sorted(unused))}"))
 
 
 def _base(store: Store, name: str, platform: str, fetch: Fetch, place: Place) -> Base:
@@ -177,14 +182,14 @@ def _base(store: Store, name: str, platform: str, fetch: Fetch, place: Place) ->
 
 
 def _build_stages(made: Build, needed: list[Stage]) -> dict[int, StageResult]:
-    """Build stages, each once what it needs is there, and as many at once as there are processors.
+    """Build stages, each when the stages that it needs are built, and as many at once as there are processors.
 
     Raises: the first failure; then all others were ended.
     """
     results: dict[int, StageResult] = {}
     running: dict[int, Job] = {}  # by the number of the stage
     limit = made.options.jobs or len(os.sched_getaffinity(0))
-    alive_read, alive_write = os.pipe()  # at its end once all that the stages have forked has ended
+    alive_read, alive_write = os.pipe()  # at its end when all processes that the stages have forked have ended
     try:
         while len(results) < len(needed):
             for stage in needed:
@@ -212,13 +217,13 @@ def _build_stages(made: Build, needed: list[Stage]) -> dict[int, StageResult]:
 def _from_cache(made: Build, stage: Stage) -> StageResult | None:
     """The result of a stage of which all steps are cached; its events are sent only then."""
     events: list[Event] = []
-    quiet = made.told._replace(event=events.append)
+    quiet = made.receiver._replace(event=events.append)
     try:
-        result = build_stage(made._replace(told=quiet), stage, may_execute=False)
+        result = build_stage(made._replace(receiver=quiet), stage, may_execute=False)
     except NotCachedError:
         return None
     for event in events:
-        made.told.event(event)
+        made.receiver.event(event)
     return result
 
 
@@ -242,7 +247,7 @@ def _ended(running: Mapping[int, Job]) -> list[int]:
 
 
 def _end(running: Mapping[int, Job], alive_read: int, alive_write: int) -> None:
-    """Kill the stages that run. Their monitors notice, and end the containers; that is waited for."""
+    """Kill the stages that run, and wait until their monitors have noticed and ended the containers."""
     os.close(alive_write)
     try:
         for job in running.values():

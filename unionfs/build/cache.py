@@ -1,7 +1,8 @@
-"""Which step a record is of: keys, computed of all that the result of a step depends on.
+"""Keys of steps, computed from all that the result of a step depends on, and the records found by them.
 
-As BuildKit has it: the instruction with its variables replaced, what it stands upon, the arguments that it may see, and
-of what is copied digests, modes and owners, but no times. Secrets are in no key, except by their names.
+As in BuildKit, a key contains the instruction with its variables replaced, the result that it is executed on, the
+arguments that it may see, and digests, modes and owners of copied files, but no times. Of secrets it contains the names
+only.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from layers.digest import Digest
 from layers.store import Store
 from unionfs.build.registry_cache import RegistryCache
 
-_VERSION: Final = "1"  # of what a step does; another one makes all records worthless
+_VERSION: Final = "1"  # of the meaning of steps; a new number invalidates all records
 
 
 def key(*parts: object) -> str:
-    """The key of a step: of texts, numbers, None, and lists and mappings of these."""
+    """The key of a step, from texts, numbers, None, and lists and mappings of these."""
     text = json.dumps([_VERSION, *parts], sort_keys=True, default=list)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def new_id() -> str:
-    """The id of a step whose result is not determined by its key: a command may do another thing every time."""
+    """The id of a step whose result is not determined by its key: a command may have another result every time."""
     return os.urandom(32).hex()
 
 
@@ -39,8 +40,8 @@ class Cache:
         """Unless `is_read`, nothing is found; steps are recorded all the same."""
         self._store: Final = store
         self._is_read: Final = is_read
-        self._elsewhere: Final = list(elsewhere)  # one that fails is removed
-        self.used: Final[dict[str, Step]] = {}  # what was found or put, by key; added to only
+        self._elsewhere: Final = list(elsewhere)  # a cache that fails is removed
+        self.used: Final[dict[str, Step]] = {}  # steps that were found or put, by key; added to only
 
     def find(self, step_key: str) -> Step | None:
         """The record of a step. One of a registry is fetched with its layer, and put into the store."""
@@ -57,8 +58,7 @@ class Cache:
         return step
 
     def find_layer(self, step_key: str) -> tuple[Step, StepLayer] | None:
-        """Likewise, of a step that always has a layer. A record without one is another's mistake, and counts for
-        nothing."""
+        """As `find`, of a step that always has a layer. A record without one is broken, and ignored."""
         step = self.find(step_key)
         return (step, step.layer) if step is not None and step.layer is not None else None
 
@@ -68,5 +68,5 @@ class Cache:
         self.used[step_key] = step
 
     def directory(self, diff_id: Digest) -> str:
-        """Where a layer is unpacked, for use as a lower."""
+        """The directory in which a layer is unpacked, for use as a lower."""
         return build_records.layer_directory(self._store, diff_id)

@@ -1,7 +1,7 @@
-"""The context of a build and its Containerfile: a directory, a git repository, or a tar from standard input or a web
-server, unpacked. Links of the last two lead nowhere outside of them.
+"""The context of a build and its Containerfile: a directory, a git repository, or an unpacked tar from standard input
+or a web server. No link in the last two leads out of them.
 
-What comes instead of a tar is a Containerfile, and the context is empty (docker build reference).
+A stream that is no tar is a Containerfile with an empty context (docker build reference).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Context(NamedTuple):
     path: str  # host path of its directory
     tree: Filtered
     digests: Digests
-    record: str  # the name under which digests are remembered; empty: they are not
-    containerfile: str  # as it is named in messages
+    record: str  # the name under which digests are remembered; empty: they are not remembered
+    containerfile: str  # its name in messages
     text: str  # of the Containerfile
 
 
@@ -98,7 +98,7 @@ def of_repository(
 
 
 def _foreign(path: str, named: str, ignorefile: str, stack: ExitStack, text: str | None = None) -> Context:
-    """The context in a directory that a stranger has filled; `text` is the Containerfile that comes from elsewhere."""
+    """The context in a directory with untrusted content; `text`: a Containerfile from another place."""
     root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, root_fd)
     shown = named
@@ -112,7 +112,7 @@ def _foreign(path: str, named: str, ignorefile: str, stack: ExitStack, text: str
 
 
 def _containerfile_within(root_fd: int, named: str) -> tuple[str, str]:
-    """The name and the text of the Containerfile of a stranger's context."""
+    """The name and the text of the Containerfile of an untrusted context."""
     for name in [named] if named else CONTAINERFILES:
         try:
             fd = open_in_root(root_fd, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

@@ -21,7 +21,7 @@ _GIT: Final = re.compile(r"git@|git://|https?://[^#]*\.git(?:#|$)")
 
 
 class Arguments(NamedTuple):
-    """What one COPY or ADD says."""
+    """The parsed arguments of one COPY or ADD."""
 
     names: tuple[str, ...]  # of files and directories; perhaps patterns
     urls: tuple[str, ...]
@@ -36,7 +36,7 @@ class Arguments(NamedTuple):
     unpacks: bool  # archives
 
     def destination(self, owner: Owner | None, count: int) -> Destination:
-        """Where `count` sources go."""
+        """The destination of `count` sources."""
         return Destination(self.path, owner, self.mode, must_be_directory=count > 1)
 
 
@@ -90,7 +90,7 @@ def read(made: Instruction, variables: Mapping[str, str], escape: str, workdir: 
 
 
 def patterns(made: Instruction, texts: tuple[str, ...]) -> Patterns:
-    """Those of --exclude. Raises: ContainerfileError."""
+    """The patterns of --exclude. Raises: ContainerfileError."""
     try:
         return Patterns(texts)
     except PatternError as error:
@@ -103,7 +103,7 @@ def _text(heredoc: Heredoc, variables: Mapping[str, str], escape: str) -> TextSo
 
 
 def _absolute(directory: str, path: str) -> str:
-    """The destination; a slash, /. or /.. at its end says that it is a directory, and becomes a slash."""
+    """The destination; a slash, /. or /.. at its end marks a directory, and becomes a slash."""
     is_directory = path.endswith("/") or posixpath.basename(path) in (".", "..")
     whole = "/" + posixpath.normpath(posixpath.join(directory, path)).strip("/")
     return whole + "/" if is_directory and whole != "/" else whole

@@ -1,6 +1,6 @@
-"""The layer of a COPY, ADD or WORKDIR: made of its sources and the places they go to, without a container.
+"""The layer of a COPY, ADD or WORKDIR: made of its sources and its destination, without a container.
 
-It is written as a tar and unpacked from that, so that the image and the directory of the store hold the same.
+It is written as a tar and unpacked from that, so that the image and the directory of the store are equal.
 Preconditions: in a process with all ids, within `store.adding`.
 """
 
@@ -26,7 +26,7 @@ from layers.safe_open import Path
 from layers.store import Store
 from layers.tree import LayerTrees, Node, xattrs
 from unionfs import markers
-from unionfs.build.copy_sources import Source, Taken
+from unionfs.build.copy_sources import CopiedObject, Source
 from unionfs.build.trees import Layers
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.images import owners_here
@@ -42,7 +42,7 @@ class Owner(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """Where the copies go, and what they become."""
+    """The destination of copies, and their attributes."""
 
     path: str  # absolute, as it is written; with a slash at its end it is a directory
     owner: Owner | None = None
@@ -59,8 +59,8 @@ class Made(NamedTuple):
     entries: int
 
 
-class Kit(NamedTuple):
-    """What a layer is made with."""
+class LayerInputs(NamedTuple):
+    """The inputs for making a layer."""
 
     store: Store
     directory: str  # for its tar
@@ -68,13 +68,13 @@ class Kit(NamedTuple):
     epoch: Epoch | None
 
 
-def copy(kit: Kit, sources: Sequence[Source], to: Destination) -> Made:
+def copy(kit: LayerInputs, sources: Sequence[Source], to: Destination) -> Made:
     """Raises: ContainerError where a source cannot go to its place, LayerError, OSError."""
     with Layers(kit.lowers) as tree:
         return _put(kit, _Copy(tree, to).items(sources))
 
 
-def make_directory(kit: Kit, path: str, owner: Owner | None) -> Made | None:
+def make_directory(kit: LayerInputs, path: str, owner: Owner | None) -> Made | None:
     """Make a directory, if it is missing (WORKDIR). Raises: ContainerError, LayerError, OSError."""
     with Layers(kit.lowers) as tree:
         where = tree.resolve_new(_parts(path))
@@ -99,7 +99,7 @@ def own_options() -> Options:
     return Options(owners=owners_here())
 
 
-def _put(kit: Kit, items: Iterator[Item]) -> Made:
+def _put(kit: LayerInputs, items: Iterator[Item]) -> Made:
     tar = os.path.join(kit.directory, f"tar-{os.urandom(8).hex()}")
     with open(tar, "xb") as sink:
         packed = pack.pack(items, sink, NONE, epoch=kit.epoch)
@@ -146,27 +146,27 @@ class _Copy:
                 if not at:
                     raise self._conflict(at, "it is a directory")
                 yield from self.directories(at[:-1])
-                for taken in source.objects():
-                    yield from self._object(taken, at)
+                for copied in source.objects():
+                    yield from self._object(copied, at)
 
     def _unfollowed(self) -> Path:
-        """The destination with the links above it resolved: a file replaces a link to what is no directory, as with
-        podman. One that leads to nothing is followed, as BuildKit does."""
+        """The destination with the links above it resolved. If the destination is a link to anything but a directory,
+        the file replaces it, as with podman; a dangling link is followed, as BuildKit does."""
         parts = _parts(self._to.path)
         return (*self._tree.resolve_new(parts[:-1]), parts[-1])
 
     def _content(self, source: Source, where: Path, *, keeps_mode: bool) -> Iterator[Item]:
         """The content of a directory. One that is new has the mode of the source, unless its path ends with a slash."""
-        for taken in source.objects():
-            at = (*where, *taken.below)
-            if taken.below or (not keeps_mode and not self._exists(where)):
+        for copied in source.objects():
+            at = (*where, *copied.below)
+            if copied.below or (not keeps_mode and not self._exists(where)):
                 yield from self.directories(at[:-1])
-                yield from self._object(taken, at)
+                yield from self._object(copied, at)
             else:
                 yield from self.directories(where)
 
     def directories(self, path: Path) -> Iterator[Item]:
-        """The directory at `path` and those above it, as they are or new."""
+        """The directory at `path` and those above it, existing or new."""
         for depth in range(len(path) + 1):
             at = path[:depth]
             if at in self._made:
@@ -184,8 +184,8 @@ class _Copy:
     def _exists(self, at: Path) -> bool:
         return at in self._made or self._tree.find(at) is not None
 
-    def _object(self, taken: Taken, at: Path) -> Iterator[Item]:
-        found = taken.found
+    def _object(self, copied: CopiedObject, at: Path) -> Iterator[Item]:
+        found = copied.found
         known = None if self._made.get(at[:-1]) else self._tree.find(at)
         if markers.is_reserved(at[-1] if at else b""):
             why = "a layer cannot hold this name: it would hide another one"
@@ -196,19 +196,19 @@ class _Copy:
             if at in self._made and not at:
                 return
             self._made[at] = known is None or not known.is_dir
-        first = self._links.get(found.inode) if taken.tree is not None and not found.is_dir else None
-        entry = self._entry(taken, at)
+        first = self._links.get(found.inode) if copied.tree is not None and not found.is_dir else None
+        entry = self._entry(copied, at)
         if (replaced := self._linked.pop(at, None)) is not None:  # a later source of this COPY has the same name
             del self._links[replaced]
         if first is not None and first != at:
             yield Item(entry._replace(kind=LINK, link=first, target=b"", size=0, xattrs=()))
             return
-        if taken.tree is not None and found.nlink > 1 and not found.is_dir:
+        if copied.tree is not None and found.nlink > 1 and not found.is_dir:
             self._links[found.inode], self._linked[at] = at, found.inode
-        yield Item(entry, _data(taken) if found.kind == FILE and found.size else None)
+        yield Item(entry, _data(copied) if found.kind == FILE and found.size else None)
 
     def _is_replaced(self, known: Node, at: Path) -> bool:
-        """Whether a directory replaces the link at `at`: one that leads to no directory, as with podman."""
+        """Whether a directory replaces the link at `at`: if the link leads to no directory, as with podman."""
         if known.kind != SYMLINK:
             return False
         try:
@@ -219,8 +219,8 @@ class _Copy:
             return True
         return node is None or not node.is_dir
 
-    def _entry(self, taken: Taken, at: Path) -> Entry:
-        found, owner = taken.found, self._to.owner
+    def _entry(self, copied: CopiedObject, at: Path) -> Entry:
+        found, owner = copied.found, self._to.owner
         is_link = found.kind == SYMLINK
         return Entry(
             at,
@@ -228,12 +228,12 @@ class _Copy:
             0o777 if is_link else found.mode if self._to.mode is None else self._to.mode,
             found.uid if owner is None else owner.uid,
             found.gid if owner is None else owner.gid,
-            found.mtime_ns if taken.tree is not None else self._now_ns,
+            found.mtime_ns if copied.tree is not None else self._now_ns,
             found.size if found.kind == FILE else 0,
-            taken.tree.target(found) if is_link and taken.tree is not None else b"",
+            copied.tree.target(found) if is_link and copied.tree is not None else b"",
             (),
             found.device if found.kind in (stat.S_IFCHR, stat.S_IFBLK) else (0, 0),
-            tuple(sorted(taken.tree.xattrs(found).items())) if taken.tree is not None else (),
+            tuple(sorted(copied.tree.xattrs(found).items())) if copied.tree is not None else (),
         )
 
     def _conflict(self, at: Path, why: str) -> ContainerError:
@@ -248,10 +248,10 @@ def _of_node(at: Path, node: Node) -> Entry:
     )
 
 
-def _data(taken: Taken) -> int:
-    if taken.tree is not None:
-        return taken.tree.open(taken.found)
+def _data(copied: CopiedObject) -> int:
+    if copied.tree is not None:
+        return copied.tree.open(copied.found)
     fd = os.memfd_create("heredoc", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as file:
-        file.write(taken.data)
+        file.write(copied.data)
     return fd

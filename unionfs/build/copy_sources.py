@@ -1,6 +1,6 @@
-"""What one COPY or ADD takes: its sources found in their tree, and the digest of all of it.
+"""The sources of one COPY or ADD, found in their tree, and the digest of all copied objects.
 
-The digest covers names, kinds, modes, owners, data, targets and attributes, and no times: as BuildKit's.
+As in BuildKit, the digest covers names, kinds, modes, owners, data, targets and attributes, but no times.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Final, NamedTuple, Protocol
 from layers.safe_open import Path
 from unionfs.build.patterns import PatternError, Patterns, is_glob, name_pattern
 from unionfs.build.source import ContainerfileError, Place
-from unionfs.build.trees import Found, Tree
+from unionfs.build.trees import Tree, TreeObject
 from unionfs.containers.errors import ContainerError
 
 
-class Taken(NamedTuple):
-    """One object that is copied: where below its source it is, and what it is. Its data are in `tree` or `data`."""
+class CopiedObject(NamedTuple):
+    """One object that is copied, with its path below the source. Its data are in `tree` or `data`."""
 
     below: Path  # () for the source itself
-    found: Found
+    found: TreeObject
     tree: Tree | None = None
     data: bytes = b""  # of a heredoc
 
@@ -38,12 +38,12 @@ class Source(Protocol):
 
     @property
     def name(self) -> bytes:
-        """What the copy is called in a directory."""
+        """The name of the copy in a directory."""
 
     @property
     def is_dir(self) -> bool: ...
 
-    def objects(self) -> Iterator[Taken]:
+    def objects(self) -> Iterator[CopiedObject]:
         """All that is copied, each directory before its content; the first is the source itself. Raises: OSError."""
 
 
@@ -56,14 +56,14 @@ class TreeSource(NamedTuple):
     is_dir: bool
     excluded: Patterns
 
-    def objects(self) -> Iterator[Taken]:
+    def objects(self) -> Iterator[CopiedObject]:
         for found in self.tree.walk(self.path):
             below = found.path[len(self.path) :]
             whole = os.fsdecode(b"/".join(below if self.is_dir else (self.name,)))
             if (below or not self.is_dir) and self.excluded and self.excluded.fits(whole):
                 continue
             if found.kind != stat.S_IFSOCK:  # no tar can hold one
-                yield Taken(below, found, self.tree)
+                yield CopiedObject(below, found, self.tree)
 
 
 class TextSource(NamedTuple):
@@ -76,16 +76,18 @@ class TextSource(NamedTuple):
     def is_dir(self) -> bool:
         return False
 
-    def objects(self) -> Iterator[Taken]:
+    def objects(self) -> Iterator[CopiedObject]:
         kind = stat.S_IFREG
-        yield Taken((), Found((self.name,), kind, 0o644, 0, 0, len(self.data), 0, 0, (0, 0), 1), None, self.data)
+        yield CopiedObject(
+            (), TreeObject((self.name,), kind, 0o644, 0, 0, len(self.data), 0, 0, (0, 0), 1), None, self.data
+        )
 
 
 class Choice(NamedTuple):
     """The sources that the arguments of a COPY name."""
 
     sources: list[Source]
-    must_be_directory: bool  # the destination: there are several sources, or there may be
+    must_be_directory: bool  # the destination must be a directory: there are, or may be, several sources
 
 
 def choose(tree: Tree, texts: Sequence[str], excluded: Patterns, place: Place, what: str) -> list[TreeSource]:
@@ -104,12 +106,12 @@ def choose(tree: Tree, texts: Sequence[str], excluded: Patterns, place: Place, w
         except OSError as error:
             raise _missing(text, error, place, what) from None
     if not found:
-        raise ContainerError("", str(place), f"nothing in {what} fits {' '.join(texts)}")
+        raise ContainerError("", str(place), f"nothing in {what} matches {' '.join(texts)}")
     return found
 
 
 def digest(sources: Sequence[Source], mode: int | None = None) -> str:
-    """The digest of all that is copied; `mode` is that of --chmod. Raises: OSError."""
+    """The digest of all copied objects; `mode` is that of --chmod. Raises: OSError."""
     hash_ = hashlib.sha256()
     for source in sources:
         _put(hash_, b"source", source.name if not source.is_dir else b"")
@@ -142,7 +144,7 @@ _ABOVE: Final = ("", ".", "..")
 
 
 def _parts(text: str) -> Path:
-    """The names of a path below the root of its tree: what climbs above that stays there."""
+    """The names of a path below the root of its tree; `..` of the root is the root."""
     done: list[str] = []
     for name in text.split("/"):
         if name == "..":
@@ -176,6 +178,6 @@ def _missing(text: str, error: OSError, place: Place, what: str) -> ContainerErr
     why = error.strerror or str(error)
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         why = f"not in {what}" if "excluded" not in why else why
-        hint = "paths are relative to the context; what the ignore file names is not in it" if "context" in what else ""
+        hint = "paths are relative to the context, without the names in the ignore file" if "context" in what else ""
         return ContainerError("", str(place), f"{text}: {why}", hint=hint)
     return ContainerError("", str(place), f"{text}: {why}")

@@ -1,4 +1,4 @@
-"""One COPY, ADD or WORKDIR: its key, and its layer where the cache has none."""
+"""One COPY, ADD or WORKDIR: its key, and its layer if the cache has none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from layers.build_records import Step, StepLayer
 from unionfs.build import accounts, cache, copy_arguments, copy_layer, copy_sources, fetched, settings
 from unionfs.build.copy_arguments import Arguments
-from unionfs.build.copy_layer import Kit, Made
+from unionfs.build.copy_layer import LayerInputs, Made
 from unionfs.build.copy_sources import Source, TreeSource
 from unionfs.build.instructions import Instruction
 from unionfs.build.jobs import call
@@ -58,7 +58,7 @@ def copy(work: Work, made: Instruction) -> None:
         return _copy_from(work, made, arguments)
     by_checksum = _key(work, made, arguments, arguments.urls, arguments.checksum) if arguments.checksum else ""
     if by_checksum and (known := work.build.cache.find_layer(by_checksum)) is not None:
-        return _found(work, made, *known)  # what the URL has is known, so nothing is fetched
+        return _found(work, made, *known)  # the content of the URL is known, so it is not fetched
     with ExitStack() as stack:
         sources = _sources(work, made, arguments, stack)
         archives = [arguments.unpacks and fetched.holds_archive(source) for source in sources]
@@ -86,8 +86,8 @@ def copy(work: Work, made: Instruction) -> None:
 
 
 def _copy_from(work: Work, made: Instruction, arguments: Arguments) -> None:
-    """Of a stage or an image. Its files are read where their owners exist; if it is the stage or image that it was,
-    they are not read at all."""
+    """COPY from a stage or an image. Its files are read in a process with all ids; if the stage or image is the same as
+    at the earlier build, they are not read at all."""
     origin = work.origin(made, arguments.from_)
     quick = _key(work, made, arguments, origin.id, [arguments.names, arguments.excluded, arguments.texts])
     known = work.build.cache.find_layer(quick)
@@ -137,8 +137,8 @@ def _layer(work: Work, arguments: Arguments, sources: list[Source]) -> Made:
     return copy_layer.copy(_kit(work, lowers), sources, arguments.destination(owner, len(sources)))
 
 
-def _kit(work: Work, lowers: tuple[str, ...]) -> Kit:
-    return Kit(work.build.store, work.build.directory(), lowers, work.build.options.epoch)
+def _kit(work: Work, lowers: tuple[str, ...]) -> LayerInputs:
+    return LayerInputs(work.build.store, work.build.directory(), lowers, work.build.options.epoch)
 
 
 def _key(work: Work, made: Instruction, arguments: Arguments, *content: object) -> str:
@@ -147,7 +147,7 @@ def _key(work: Work, made: Instruction, arguments: Arguments, *content: object) 
 
 
 def _call(made: Instruction, make: Callable[[], bytes]) -> bytes:
-    """What `make` returns; a failure names the line."""
+    """The result of `make`; a failure names the line."""
     try:
         return call(make)
     except ContainerError as error:
@@ -172,11 +172,11 @@ def _made(work: Work, made: Instruction, layer: Made, content: str, keys: tuple[
 
 
 def _id(work: Work, made: Instruction, step_id: str) -> str:
-    """With --link a layer is the same upon every parent, but the steps after it are not."""
+    """With --link a layer is the same on every parent, but the steps after it are not."""
     return cache.key(work.state.id, step_id) if made.flags.switch("link") else step_id
 
 
 def _history(made: Instruction, content: object) -> str:
-    """As podman and docker's classic builder have it."""
+    """In the form of podman and docker's classic builder."""
     destination = made.words[-1] if made.words else made.rest.split()[-1]
     return f"/bin/sh -c #(nop) {made.keyword} multi:{content} in {destination} "

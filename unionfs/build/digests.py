@@ -1,4 +1,4 @@
-"""Digests of the files of a context, remembered by what stat(2) says, so that an unchanged file is not read again.
+"""Digests of the files of a context, remembered by their stat(2), so that an unchanged file is not read again.
 
 The record is a JSON object: path -> [size, mtime_ns, ctime_ns, device, inode, digest]. A file that was changed less
 than two seconds before it was read is not remembered: a filesystem's clock may tick slowly, and a second change within
@@ -21,7 +21,7 @@ _SETTLED_NS: Final = 2 * 10**9
 
 
 class _Stat(Protocol):
-    """What identifies a state of a file."""
+    """The values that identify a state of a file."""
 
     @property
     def size(self) -> int: ...
@@ -40,7 +40,7 @@ class Digests:
     """The digests of one context."""
 
     def __init__(self, recorded: bytes = b"") -> None:
-        """Of what `record` returned once; what cannot be read counts as nothing."""
+        """`recorded`: an earlier result of `record`; a broken one is ignored."""
         try:
             known = json.loads(recorded) if recorded else {}
         except ValueError:
@@ -66,11 +66,11 @@ class Digests:
 
     @property
     def is_changed(self) -> bool:
-        """Whether there is something to record."""
+        """Whether there are new digests to record."""
         return bool(self.new)
 
     def learn(self, new: Mapping[str, list[int | str]]) -> None:
-        """Take over what another process has computed: its `new`."""
+        """Add the digests that another process has computed: its `new`."""
         self._known.update(new)
         self.new.update(new)
 

@@ -1,4 +1,4 @@
-"""Keep a container of a RUN that failed, so that it can be looked into: `unionfs exec`, `diff`, `cp`."""
+"""Keep a container of a RUN that failed, for inspection by `unionfs exec`, `diff` and `cp`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from unionfs.trees.remove import remove_path
 
 
 def keep(root: str, directory: str, wanted: Run, lowers: tuple[str, ...], name: str, shell: str) -> str:
-    """Make a container of the store at `root` with what the command left in DIRECTORY/diff; returns its name. It has
-    what the command had, without the --mount flags and secrets. Started, it runs `shell` on a terminal, and so is there
-    for `unionfs exec`; empty: the command again.
+    """Make a container of the store at `root` with the upper that the command left in DIRECTORY/diff; returns its name.
+    It has the command's configuration without the --mount flags and secrets. It runs `shell` on a terminal, so that
+    `unionfs exec` can enter it; empty: the command again.
 
     Raises: ContainerError, OSError.
     """

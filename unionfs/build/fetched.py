@@ -1,4 +1,4 @@
-"""What ADD makes of its sources before they are copied: URLs are fetched, archives are unpacked."""
+"""Prepare the sources of ADD before they are copied: fetch URLs, unpack archives."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def holds_archive(source: Source) -> bool:
 
 
 def unpacked(store: Store, source: TreeSource, stack: ExitStack) -> TreeSource:
-    """An archive as the directory that it holds, with its owners. Preconditions: with all ids, within `store.adding`.
+    """Unpack an archive, with its owners, and return the directory. Preconditions: with all ids, within `store.adding`.
 
     Raises: Refused, OSError.
     """

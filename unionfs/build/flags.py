@@ -40,7 +40,7 @@ class Flags(NamedTuple):
     pairs: tuple[tuple[str, str], ...] = ()
 
     def value(self, name: str, default: str = "") -> str:
-        """The value of a flag that stands once at most."""
+        """The value of a flag that may be given once."""
         return dict(self.pairs).get(name, default)
 
     def all(self, name: str) -> list[str]:
@@ -55,7 +55,7 @@ class Flags(NamedTuple):
 
 
 def take(keyword: str, rest: str, escape: str, place: Place) -> tuple[Flags, str]:
-    """The flags at the beginning of `rest`, and what follows them. Raises: ContainerfileError."""
+    """The flags at the beginning of `rest`, and the text after them. Raises: ContainerfileError."""
     known = KNOWN.get(keyword, {})
     pairs: list[tuple[str, str]] = []
     while rest.startswith("--"):
@@ -87,14 +87,14 @@ def _expected(keyword: str, known: Mapping[str, str]) -> str:
 
 
 def _word(rest: str, escape: str, place: Place) -> tuple[str, str]:
-    """The first word without its quotes and escapes, and what follows it."""
+    """The first word without its quotes and escapes, and the text after it."""
     found, quote, at = [], "", 0
     while at < len(rest):
         char = rest[at]
         at += 1
         if char == escape and quote != "'" and at < len(rest):
             if rest[at] not in "\"'" and rest[at] != escape and not rest[at].isspace():
-                found.append(char)  # \$ is for the replacement of variables
+                found.append(char)  # \$ stays: the replacement of variables handles it
             found.append(rest[at])
             at += 1
         elif quote:

@@ -1,6 +1,6 @@
 """A git repository as a context: `URL[#REF[:DIRECTORY]]`, as docker and podman have it, fetched by git(1).
 
-The repository and its server are strangers. Git runs without the configuration, hooks and credentials of this machine,
+The repository and its server are untrusted. Git runs without the configuration, hooks and credentials of this machine,
 over http, https and git only; submodules are not fetched, and neither filters nor other programs of the repository run.
 """
 
@@ -36,7 +36,7 @@ _SAID_MAX: Final = 500
 
 
 class Repository(NamedTuple):
-    """What a URL names."""
+    """The repository, revision and directory that a URL names."""
 
     url: str
     ref: str  # a branch, a tag or a commit; empty: the server's default branch
@@ -44,7 +44,7 @@ class Repository(NamedTuple):
 
 
 def parse(text: str) -> Repository | None:
-    """The repository that a context names; None for something else. Raises: ContainerError."""
+    """The repository that a context names; None for another kind of context. Raises: ContainerError."""
     url, _, fragment = text.partition("#")
     if not (url.startswith("git://") or (url.startswith(("http://", "https://")) and url.endswith(".git"))):
         return None

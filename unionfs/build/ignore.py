@@ -1,4 +1,4 @@
-"""The file that says which names of a context are left out: .containerignore, or .dockerignore.
+"""The file with the patterns of names that are left out of a context: .containerignore, or .dockerignore.
 
 Sources: docker build reference, ".dockerignore files"; containerignore(5). FILE.dockerignore beside the Containerfile
 FILE comes first (docker), then .containerignore (podman), then .dockerignore.

@@ -1,4 +1,4 @@
-"""Instructions with their flags and arguments, checked as far as their text allows. Pure.
+"""Instructions with their flags and arguments, checked as far as possible without values of variables. Pure.
 
 Arguments keep their variables: these have values only once the instructions before are known (`settings`,
 `copy_arguments`).
@@ -129,14 +129,15 @@ def _check(made: Instruction, escape: str) -> None:
 
 
 def trigger(made: Instruction, escape: str) -> Instruction:
-    """The instruction that ONBUILD keeps for later. Raises: ContainerfileError."""
+    """The instruction after ONBUILD, for later builds. Raises: ContainerfileError."""
     keyword, _, rest = made.rest.partition(" ")
     check_trigger(keyword.upper(), made.place)
     return parse_line(made.line._replace(keyword=keyword.upper(), rest=rest.strip()), escape)
 
 
 def check_trigger(keyword: str, place: Place) -> None:
-    """Raises: ContainerfileError if ONBUILD cannot keep this instruction; a stranger's image may say that it does."""
+    """Raises: ContainerfileError if ONBUILD cannot keep this instruction; an untrusted image may contain one
+    nevertheless."""
     if keyword in _NOT_TRIGGERED:
         raise ContainerfileError(place, f"ONBUILD cannot be followed by {keyword}")
 

@@ -1,7 +1,7 @@
 """Work of a build in child processes: with all ids of the user, and at the same time.
 
 A child that reads or writes layers must have the ids of their files (`containers.images.with_ids`). Its result is
-bytes; what it raises is raised where the result is asked for. It is killed when its parent ends.
+bytes; `Job.result` raises its exceptions. It is killed when its parent ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _IF_FULL: Final = "the filesystem of the store is full: unionfs image prune remo
 
 
 def failures() -> AbstractContextManager[None]:
-    """As `images.failures`, in the words of a build."""
+    """As `images.failures`, with the words and hint of a build."""
     return images.failures("building", _IF_FULL)
 
 
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def result_fd(self) -> int:
-        """A descriptor that is readable or at its end once there is something of the result."""
+        """A descriptor that is readable or at its end when a part of the result has arrived."""
         return self._result_fd
 
     def result(self) -> bytes:
@@ -108,12 +108,12 @@ class Job:
 
 
 def with_ids(body: Callable[[], bytes]) -> Job:
-    """Start a function where all owners of layers exist."""
+    """Start a function in a child in which all owners of layers exist."""
     return Job(body, my_ids())
 
 
 def call(body: Callable[[], bytes]) -> bytes:
-    """The result of a function that needs all ids: of a child, or, where this process has them, of a call.
+    """The result of a function that needs all ids: called in a child, or in this process if it has them.
 
     Raises: as `Job.result`.
     """

@@ -1,9 +1,9 @@
 """Split the text of a Containerfile into instructions: directives, comments, continued lines, heredocs. Pure.
 
-Source: Dockerfile reference, "Format", "Parser directives" and "Here-Documents". Why no library: `dockerfile-parse`
-takes the lines of a heredoc for instructions and knows no escape directive; `dockerfile` is Docker's own parser, but
-starts the threads and signal handlers of a Go runtime in this process, which forks containers, and loses whether a
-heredoc's tabs are stripped and its variables replaced. The tests compare this module with it.
+Source: Dockerfile reference, "Format", "Parser directives" and "Here-Documents". No library does this:
+`dockerfile-parse` parses the lines of a heredoc as instructions and knows no escape directive; `dockerfile` is Docker's
+own parser, but starts the threads and signal handlers of a Go runtime in this process, which forks containers, and
+loses whether a heredoc's tabs are stripped and its variables replaced. The tests compare this module with it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Heredoc(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One instruction: a keyword and what follows it, continued lines joined."""
+    """One instruction: a keyword and its arguments, continued lines joined."""
 
     place: Place
     keyword: str  # in upper case
@@ -76,7 +76,7 @@ def split(text: str, file: str) -> Document:
 
 
 def _directives(physical: list[str], file: str) -> tuple[str, int]:
-    """The escape character, and the number of lines that are directives. The first line that is none ends them."""
+    """The escape character, and the number of lines that are directives. The first other line ends them."""
     escape, seen = "\\", set()
     for number, line in enumerate(physical):
         match = _DIRECTIVE.match(line.strip())
@@ -159,7 +159,7 @@ def announces(word: str) -> tuple[str, bool, bool] | None:
 
 
 def _raw_words(text: str) -> list[str]:
-    """The words of a line, quotes and escapes kept; none where a quote is not closed, which is no business of ours."""
+    """The words of a line, quotes and escapes kept; none if a quote is not closed, which another module reports."""
     try:
         return split_words(text, {}, raw=True, keeps_unset=True)
     except WordError:

@@ -1,4 +1,4 @@
-"""`RUN --mount=KEY=VALUE,...`: what one such flag says. Pure.
+"""Parse one flag `RUN --mount=KEY=VALUE,...`. Pure.
 
 Source: Dockerfile reference, "RUN --mount".
 """
@@ -44,7 +44,7 @@ class MountFlag(NamedTuple):
 
 
 def parse_mount(text: str) -> MountFlag:
-    """Raises: ValueError that says what was expected."""
+    """Parse the value of a flag. Raises: ValueError that says what was expected."""
     values: dict[str, str] = {}
     for word in next(csv.reader([text]), []):
         key, equals, value = word.strip().partition("=")

@@ -29,13 +29,13 @@ class Event(NamedTuple):
     steps: int = 0
 
 
-class Told(NamedTuple):
+class EventReceiver(NamedTuple):
     """The receiver of a build's events. Called in other processes of the build, too."""
 
     event: Callable[[Event], None]
     output: Callable[[int, str, bytes], None]  # stage, stdout or stderr, bytes that a command has printed
-    ready: Callable[[], None]  # when a command has been executed, in the process that has started it
-    is_direct: bool = False  # the commands of an only stage print to our own standard output and error instead
+    ready: Callable[[], None]  # called when a command has been executed, in the process that has started it
+    is_direct: bool = False  # commands of an only stage print to our standard output and error
 
 
 class BuildOptions(NamedTuple):
@@ -53,7 +53,7 @@ class BuildOptions(NamedTuple):
     compression: str = GZIP
     epoch: Epoch | None = None
     squash: bool = False
-    keep_failed: str = ""  # the name of the container that a failed RUN leaves; empty: none is left
+    keep_failed: str = ""  # the name of the container of a failed RUN that is kept; empty: none is kept
     cache_from: tuple[str, ...] = ()  # names of caches in registries
     cache_to: tuple[str, ...] = ()
     jobs: int = 0  # stages at once; 0: as many as there are processors

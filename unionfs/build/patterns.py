@@ -1,8 +1,8 @@
 """Patterns of paths: those of .dockerignore and --exclude, and the globs of COPY and ADD. Pure.
 
-Sources: Go, path/filepath.Match; docker build reference, ".dockerignore files". gitignore's rules are others: there a
-pattern without a slash fits at any depth, here at the top only; there a file below an excluded directory cannot be
-taken back, here it can.
+Sources: Go, path/filepath.Match; docker build reference, ".dockerignore files". gitignore's rules differ: there a
+pattern without a slash matches at any depth, here at the top only; there a file below an excluded directory cannot be
+included again, here it can.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Rule(NamedTuple):
 
 
 class Patterns:
-    """An ordered list of patterns; the last one that fits a path, or a directory above it, decides."""
+    """An ordered list of patterns; the last one that matches a path, or a directory above it, decides."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         """Raises: PatternError."""
@@ -71,7 +71,7 @@ def name_pattern(text: str) -> re.Pattern[str]:
 
 
 def _compiled(text: str, *, across: bool) -> re.Pattern[str]:
-    """`across`: ** fits any number of directories."""
+    """`across`: ** matches any number of directories."""
     result, at = [], 0
     while at < len(text):
         char = text[at]

@@ -1,6 +1,6 @@
 """Caches of builds in registries (--cache-from, --cache-to): the form is `layers.build_cache`'s.
 
-The cache of a registry saves work; a build goes on without one that is missing or does not answer.
+If the cache of a registry is missing or the registry does not answer, the build continues without it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each step of an image has added, how much of that a later step hides, and what makes the image large.
+"""The bytes that each step of an image has added, the part that later steps hide, and causes of a large image.
 
 Preconditions: in a process with all ids of the files of layers.
 """
@@ -27,7 +27,7 @@ _CACHES: Final[tuple[tuple[tuple[bytes, ...], str], ...]] = (
     ((b"root", b".npm"), "npm cache clean --force"),
 )
 """Cache directories of package managers, and how to leave them out of a layer."""
-_HINT_FROM: Final = 1 << 10  # bytes; less is not worth a line
+_HINT_FROM: Final = 1 << 10  # bytes; smaller causes are not listed
 
 
 class StepReport(NamedTuple):
@@ -41,7 +41,7 @@ class StepReport(NamedTuple):
     has_layer: bool
     added: int = 0  # bytes of files in its layer
     files: int = 0
-    blob: int = 0  # bytes of the layer as it travels
+    blob: int = 0  # bytes of the compressed layer
     copied_for_metadata: int = 0  # of `added`, bytes that the layers beneath have, too: only owner, mode or time differ
     hidden_later: int = 0  # of `added`, bytes that a later step replaces or removes
     hints: tuple[str, ...] = ()

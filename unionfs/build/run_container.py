@@ -1,13 +1,13 @@
 """One RUN: its command in a container on a union of the layers so far, whose upper becomes the new layer.
 
-    DIRECTORY/containers/ID/   a container as `containers` has them, but in no store: nothing lists or finds it
-    DIRECTORY/binds/N          what --mount flags show, bound there so that no link leads out of a stage or context
-    DIRECTORY/unions/N         unions of stages and of the context; what is written to them is thrown away
+    DIRECTORY/containers/ID/   a container of `containers`, but in no store: no verb lists or finds it
+    DIRECTORY/binds/N          the sources of --mount flags, bound there so that no link leads out of a stage or context
+    DIRECTORY/unions/N         unions of stages and of the context; writes to them are discarded
     DIRECTORY/secrets/         a filesystem in memory
     DIRECTORY/diff             afterwards: the upper
     DIRECTORY/mountpoints      afterwards: paths that had to be made only to mount on them
 
-Nothing but the last two is left. The work is done in the monitor, which has the ids of the container.
+Only the last two stay. The work is done in the monitor, which has the ids of the container.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from unionfs.trees.remove import remove_path
 
 DIFF: Final = "diff"
 MOUNTPOINTS: Final = "mountpoints"
-_SCRIPTS: Final = "/dev/pipes"  # where BuildKit shows a heredoc that begins with #!
+_SCRIPTS: Final = "/dev/pipes"  # the directory in which BuildKit shows a heredoc that begins with #!
 _SECRET_MODE: Final = 0o400
 _CACHE_MODE: Final = 0o755
 
 
 class RunMount(NamedTuple):
-    """A --mount flag with what it shows."""
+    """A --mount flag with its resolved source."""
 
     flag: MountFlag
     target: str  # absolute
@@ -61,7 +61,7 @@ class RunMount(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A command to run, and all around it."""
+    """A command to run, with its root filesystem, mounts and settings."""
 
     command: tuple[str, ...]
     environment: tuple[tuple[str, str], ...]
@@ -73,58 +73,65 @@ class Run(NamedTuple):
     script: tuple[str, str] | None = None  # name and text of a heredoc that is executed as a program
     limits: tuple[Limit, ...] = ()
     volumes: tuple[Volume, ...] = ()
-    secrets: tuple[tuple[str, str], ...] = ()  # variables with the values of secrets: in no record
+    secrets: tuple[tuple[str, str], ...] = ()  # variables with the values of secrets; no record contains them
 
 
-class Around(NamedTuple):
-    """What a run needs of the build."""
+class RunOptions(NamedTuple):
+    """The options of a run that do not concern the command."""
 
     directory: str  # new; on the filesystem of the store
-    root: str  # of the store, which is not shown
+    root: str  # of the store, which the container does not see
     warn: Callable[[str], None]
     ready: Callable[[], None]  # called when the command has been executed
-    sink: OutputSink | None  # gets the output; None: it goes where ours goes
+    sink: OutputSink | None  # gets the output; None: it goes to our own descriptors
     epoch: Epoch | None  # later times of files become it
     keeps_failed: bool  # the upper of a command that failed is kept as well
 
 
 def script_path(name: str) -> str:
-    """Where the container finds a heredoc that is executed."""
+    """The path in the container of a heredoc that is executed."""
     return f"{_SCRIPTS}/{name}"
 
 
-def run(wanted: Run, around: Around) -> int:
+def run(wanted: Run, options: RunOptions) -> int:
     """Run the command until it ends; its exit code. After 0 the new upper is at DIRECTORY/diff.
 
     Raises: ContainerError, LaunchError; also when the command was not found or cannot be executed.
     """
     id_map = my_ids()
-    container = _container(wanted, around, id_map)
+    container = _container(wanted, options, id_map)
     try:
-        _make_directories(container, around)
-        at_run = _AtRun(wanted, around, container)
+        _make_directories(container, options)
+        at_run = _AtRun(wanted, options, container)
         spec = make_spec(container, container.config.process, id_map)
         hooks = Hooks(at_run.prepare, lambda pid: None, at_run.finish)
-        code = launch(spec, hooks, around.ready, around.sink, attached=around.sink is None, forked=at_run.leave_parents)
+        code = launch(
+            spec,
+            hooks,
+            options.ready,
+            options.sink,
+            attached=options.sink is None,
+            forked=at_run.leave_parents,
+        )
     except OSError as error:
         raise ContainerError.of("running a step", error) from error
-    if code == 0 and not os.path.isdir(os.path.join(around.directory, DIFF)):
+    if code == 0 and not os.path.isdir(os.path.join(options.directory, DIFF)):
         raise ContainerError(
-            "running a step", around.directory, "its changes could not be kept; see the messages above"
+            "running a step", options.directory, "its changes could not be kept; see the messages above"
         )
     return code
 
 
-def _container(wanted: Run, around: Around, id_map: idmap.NamespaceMap | None) -> Container:
+def _container(wanted: Run, options: RunOptions, id_map: idmap.NamespaceMap | None) -> Container:
     process = Process(
         command=wanted.command,
         environment=(*wanted.environment, *wanted.secrets),
         user=wanted.user,
         workdir=wanted.workdir,
-        no_new_privileges=False,  # sudo and su are used in builds, as docker lets them
+        no_new_privileges=False,  # as with docker, builds may use sudo and su
         limits=wanted.limits,
     )
-    volumes = [*wanted.volumes, *_volumes(wanted, around)]
+    volumes = [*wanted.volumes, *_volumes(wanted, options)]
     memory = tuple(
         Tmpfs(one.target, f"size={one.flag.size}" if one.flag.size else "")
         for one in wanted.mounts
@@ -142,35 +149,35 @@ def _container(wanted: Run, around: Around, id_map: idmap.NamespaceMap | None) -
         uid_map=id_map.uids if id_map else (),
         gid_map=id_map.gids if id_map else (),
         unmapped_as_root=id_map is not None,
-        hidden=(os.path.realpath(around.root),),
+        hidden=(os.path.realpath(options.root),),
         mountpoint_lower=True,
     )
-    return Container(around.directory, os.urandom(8).hex(), "build", time.time(), config, facts)
+    return Container(options.directory, os.urandom(8).hex(), "build", time.time(), config, facts)
 
 
-def _volumes(wanted: Run, around: Around) -> list[Volume]:
-    """What is bound for the flags and the script: host paths that `prepare` makes."""
+def _volumes(wanted: Run, options: RunOptions) -> list[Volume]:
+    """The bind mounts for the flags and the script: host paths that `prepare` makes."""
     found = []
     for number, one in enumerate(wanted.mounts):
-        bound = os.path.join(around.directory, "binds", str(number))
+        bound = os.path.join(options.directory, "binds", str(number))
         match one.flag.type:
             case "bind":
                 found.append(Volume(bound, one.target, one.flag.read_only))
             case "cache":
                 found.append(Volume(one.directory, one.target, one.flag.read_only))
             case "secret" if one.data is not None and one.target:
-                found.append(Volume(_secret(around, number), one.target, read_only=True))
+                found.append(Volume(_secret(options, number), one.target, read_only=True))
     if wanted.script is not None:
-        path = os.path.join(around.directory, "script")
+        path = os.path.join(options.directory, "script")
         found.append(Volume(path, script_path(wanted.script[0]), read_only=True))
     return found
 
 
-def _secret(around: Around, number: int) -> str:
-    return os.path.join(around.directory, "secrets", str(number))
+def _secret(options: RunOptions, number: int) -> str:
+    return os.path.join(options.directory, "secrets", str(number))
 
 
-def _make_directories(container: Container, around: Around) -> None:
+def _make_directories(container: Container, options: RunOptions) -> None:
     os.makedirs(container.directory, 0o700)
     for part in ("upper", "work", "merged"):
         os.mkdir(os.path.join(container.directory, part), 0o755)
@@ -178,15 +185,15 @@ def _make_directories(container: Container, around: Around) -> None:
         mode = stat.S_IMODE(os.stat(container.config.rootfs.lowers[0]).st_mode)
         os.chmod(container.upper, mode)
     for part in ("binds", "unions", "secrets"):
-        os.mkdir(os.path.join(around.directory, part), 0o700)
+        os.mkdir(os.path.join(options.directory, part), 0o700)
 
 
 class _AtRun:
-    """What is done around the command. Runs in the monitor, so nothing here changes the caller's values."""
+    """Preparation and clean-up. Runs in the monitor, so it does not change the caller's values."""
 
-    def __init__(self, wanted: Run, around: Around, container: Container) -> None:
+    def __init__(self, wanted: Run, options: RunOptions, container: Container) -> None:
         self._wanted: Final = wanted
-        self._around: Final = around
+        self._options: Final = options
         self._container: Final = container
         self._parents: Final[list[client.Parent]] = []
         try:
@@ -196,13 +203,13 @@ class _AtRun:
             client.refusal = why
 
     def leave_parents(self) -> None:
-        """In each process that asks them for nothing more."""
+        """Close these connections in a process that needs no further daemon."""
         while self._parents:
             self._parents.pop().close()
 
     def prepare(self, rootfs_mounts: RootfsMounts) -> None:
-        """Mount what the command sees. Raises: LaunchError."""
-        container, directory = self._container, self._around.directory
+        """Mount the root filesystem of the command. Raises: LaunchError."""
+        container, directory = self._container, self._options.directory
         os.umask(0o022)
         try:
             if self._wanted.script is not None:
@@ -225,7 +232,7 @@ class _AtRun:
 
     def _bind(self, number: int, one: RunMount, rootfs_mounts: RootfsMounts) -> None:
         """Mount the union of a stage or the context, and bind the part of it that is wanted."""
-        union = os.path.join(self._around.directory, "unions", str(number))
+        union = os.path.join(self._options.directory, "unions", str(number))
         for part in ("upper", "work", "merged"):
             os.makedirs(os.path.join(union, part), 0o755)
         for path in one.hidden:
@@ -233,7 +240,7 @@ class _AtRun:
         rootfs.mount_union(
             self._container, rootfs_mounts, one.lowers, union, self._warn, debug=False, parents=self._parents
         )
-        bound = os.path.join(self._around.directory, "binds", str(number))
+        bound = os.path.join(self._options.directory, "binds", str(number))
         root_fd = os.open(os.path.join(union, "merged"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fd = open_in_root(root_fd, one.flag.source or ".")
@@ -253,7 +260,7 @@ class _AtRun:
         rootfs_mounts.add(bound)
 
     def _put_secrets(self) -> None:
-        directory = os.path.join(self._around.directory, "secrets")
+        directory = os.path.join(self._options.directory, "secrets")
         given = [
             (number, one, one.data)
             for number, one in enumerate(self._wanted.mounts)
@@ -263,7 +270,7 @@ class _AtRun:
             return
         mount("tmpfs", directory, "tmpfs", 0, "mode=700")  # never on the disk
         for number, one, data in given:
-            path = _secret(self._around, number)
+            path = _secret(self._options, number)
             _write(path, data, _SECRET_MODE if one.flag.mode is None else one.flag.mode)
             with contextlib.suppress(OSError):  # EINVAL: with one id all are the same user
                 os.chown(path, one.flag.uid, one.flag.gid)
@@ -278,17 +285,17 @@ class _AtRun:
 
     def finish(self, exit_code: int, has_started: bool) -> None:
         """Keep the upper and remove all else. A failure is a warning: the caller sees that there is no upper."""
-        container, directory = self._container, self._around.directory
+        container, directory = self._container, self._options.directory
         try:
-            if has_started and (exit_code == 0 or self._around.keeps_failed):
+            if has_started and (exit_code == 0 or self._options.keeps_failed):
                 if not hardlinks.is_complete(container.work):
-                    from unionfs.core import complete  # late: with it comes most of the core
+                    from unionfs.core import complete  # late: it imports most of the core
 
                     complete.complete_upper(
                         rootfs.union_options(container, container.branches, container.directory, FUSE)
                     )
-                if self._around.epoch is not None:
-                    _set_times(container.upper, self._around.epoch)
+                if self._options.epoch is not None:
+                    _set_times(container.upper, self._options.epoch)
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(rootfs.mountpoints_file(container), os.path.join(directory, MOUNTPOINTS))
                 os.rename(container.upper, os.path.join(directory, DIFF))
@@ -298,10 +305,10 @@ class _AtRun:
             if not os.listdir(directory):
                 os.rmdir(directory)
         except OSError as error:
-            self._around.warn(f"warning: keeping the changes of a step failed: {error.filename}: {error.strerror}")
+            self._options.warn(f"warning: keeping the changes of a step failed: {error.filename}: {error.strerror}")
 
     def _warn(self, text: str) -> None:
-        self._around.warn(f"warning: {text}")
+        self._options.warn(f"warning: {text}")
 
 
 def _write(path: str, data: bytes, mode: int) -> None:
@@ -319,7 +326,7 @@ def _hide(upper: bytes, path: bytes) -> None:
 
 
 def _set_times(upper: str, epoch: Epoch) -> None:
-    """Give what is in the upper the times that its layer will have, so that both are the same."""
+    """Set the times in the upper to those of its layer, so that both are equal."""
     with directories(upper) as tree:
         todo: list[tuple[bytes, ...]] = [()]
         done = []

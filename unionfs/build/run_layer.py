@@ -1,9 +1,9 @@
-"""The upper of a RUN made a layer of the store: packed into a blob, and its directory put in place as it is.
+"""Turn the upper of a RUN into a layer of the store: pack it into a blob, and rename its directory into the store.
 
-The directory must hold what the blob holds, since other images may have the same layer upon others. What an upper has
-beside that (a directory in which a file came and went, a file that was copied up and is as before) is removed from it
-once nothing is mounted on it. An upper that says things in another way than the blob does (a renamed directory, one
-that was replaced, a hard link of which one name was opened) is left alone; then the layer is unpacked from the blob.
+The directory must equal the blob, since other images may have the same layer on other layers. Superfluous entries of an
+upper (a directory in which a file was made and removed, a file that was copied up and not changed) are removed when
+nothing is mounted on it. An upper in another form than the blob's (with a renamed or replaced directory, or a hard link
+of which one name was opened) is not used; then the layer is unpacked from the blob.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _describe(diff: str, directory: str, made: ChangedLayer) -> tuple[str, ...] 
     extra: list[Path] = []
     count = size = 0
     seen: set[Path] = set()
-    # What packs the next layer may read the record at the same time: there must be none, or all of it.
+    # The process that packs the next layer may read the record at the same time: it must be missing or complete.
     fingerprints = os.path.join(directory, _FINGERPRINTS)
     record_fd = store_files.open_file(f"{fingerprints}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     with open(record_fd, "wb") as file, directories(diff) as tree:
@@ -118,7 +118,7 @@ def _has_other_form(root_fd: int, name: bytes) -> bool:
 
 
 def remove_extra(directory: str, extra: Sequence[str]) -> bytes:
-    """Remove what only the directory has; nothing is returned. Preconditions: with all ids; nothing is mounted on it.
+    """Remove the entries that only the directory has. Preconditions: with all ids; nothing is mounted on it.
 
     Raises: OSError.
     """
@@ -138,7 +138,7 @@ def remove_extra(directory: str, extra: Sequence[str]) -> bytes:
 
 
 def put_in_place(store: Store, directory: str, packed: Packed) -> None:
-    """Rename the layer to where it belongs; what is not needed of `directory` is left. Raises: OSError."""
+    """Rename the layer into its place in the store; other files of `directory` stay. Raises: OSError."""
     if packed.is_unpacked:
         return
     key = digests.encoded(packed.layer.diff_id)

@@ -1,4 +1,4 @@
-"""One RUN: its command, its mounts, its key, and its container where the cache has no layer."""
+"""One RUN: its command, its mounts, its key, and its container if the cache has no layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unionfs.build.instructions import Instruction
 from unionfs.build.lines import announces
 from unionfs.build.mount_flags import BIND, CACHE, SECRET, MountFlag
 from unionfs.build.patterns import Patterns
-from unionfs.build.run_container import Around, Run, RunMount, run, script_path
+from unionfs.build.run_container import Run, RunMount, RunOptions, run, script_path
 from unionfs.build.source import ContainerfileError, Place
 from unionfs.build.state import PROXIES
 from unionfs.build.words import WordError, replace
@@ -30,7 +30,7 @@ from unionfs.containers.errors import ContainerError
 from unionfs.launcher.errors import LaunchError
 
 _SIGNALLED: Final = 128
-_OWN_CACHES_MAX: Final = 1000  # of sharing=private that are in use at once
+_OWN_CACHES_MAX: Final = 1000  # maximum number of caches with sharing=private that are in use at once
 
 
 class FailedStep(NamedTuple):
@@ -39,7 +39,7 @@ class FailedStep(NamedTuple):
     place: Place
     text: str  # of the instruction
     code: int  # its exit code
-    kept: str  # the name of the container that it has left; empty: none
+    kept: str  # the name of the kept container; empty: none
 
     def error(self) -> FailedStepError:
         return FailedStepError(self)
@@ -51,7 +51,7 @@ class FailedStepError(ContainerError):
     def __init__(self, failed: FailedStep) -> None:
         code, kept = failed.code, failed.kept
         how = f"it was killed by signal {code - _SIGNALLED}" if code > _SIGNALLED else f"it returned {code}"
-        hint = f"what it left is in a container: unionfs diff {kept}; unionfs start {kept}; unionfs exec -it {kept} sh"
+        hint = f"its files are in a container: unionfs diff {kept}; unionfs start {kept}; unionfs exec -it {kept} sh"
         super().__init__("", str(failed.place), f"{failed.text}: {how}", hint=hint if kept else "", status=code)
         self.failed = failed
 
@@ -110,14 +110,14 @@ def execute(work: Work, made: Instruction) -> None:
 
 
 def _run(work: Work, made: Instruction, wanted: Run, directory: str) -> None:
-    told, numbers = work.build.told, work.build.numbers
-    number, is_direct = numbers[work.stage.number], told.is_direct and len(numbers) == 1
-    around = Around(
+    receiver, numbers = work.build.receiver, work.build.numbers
+    number, is_direct = numbers[work.stage.number], receiver.is_direct and len(numbers) == 1
+    around = RunOptions(
         directory,
         work.build.store.root,
         work.note,
-        told.ready,
-        None if is_direct else lambda stream, data: told.output(number, stream, data),
+        receiver.ready,
+        None if is_direct else lambda stream, data: receiver.output(number, stream, data),
         work.build.options.epoch,
         bool(work.build.options.keep_failed),
     )
@@ -149,7 +149,7 @@ def _command(work: Work, made: Instruction) -> tuple[tuple[str, ...], tuple[str,
     first = heredocs[0]
     if announces(made.rest) is None:
         return (*shell, "\n".join([made.rest, *(one.text + one.name for one in heredocs)])), None
-    if first.text.startswith("#!"):  # variables in a heredoc are the shell's business
+    if first.text.startswith("#!"):  # the shell replaces variables in a heredoc
         return (*shell, script_path(first.name)), (first.name, first.text)
     return (*shell, first.text), None
 
@@ -192,7 +192,8 @@ def _target(work: Work, mount: MountFlag) -> str:
 
 
 def _key_of(work: Work, made: Instruction, mount: MountFlag) -> list[object]:
-    """What a mount adds to the key of its step: its options, and the content of a bind's source. No secret's value."""
+    """The part of a mount in the key of its step: its options, and the content of a bind's source. No secret's
+    value."""
     content = ""
     if mount.type == BIND or mount.from_:
         content = work.origin(made, mount.from_).id if mount.from_ else _content_of_context(work, made, mount.source)
@@ -220,7 +221,7 @@ def _run_mount(work: Work, made: Instruction, mount: MountFlag, stack: ExitStack
 
 
 def _empty(work: Work) -> str:
-    """An empty directory, as the only layer of a stage that has none."""
+    """An empty directory, the only layer of a stage without layers."""
     path = os.path.join(work.build.directory(), "empty")
     os.makedirs(path, 0o755, exist_ok=True)
     return path

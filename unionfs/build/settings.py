@@ -1,4 +1,4 @@
-"""What instructions without a layer change: settings, arguments, the author. Pure.
+"""Instructions without a layer, which change settings, arguments or the author. Pure.
 
 Source: Dockerfile reference, one section for each instruction.
 """
@@ -30,7 +30,7 @@ _PORTS_MAX: Final = 65535
 
 
 def apply(state: State, made: Instruction, escape: str, given: Mapping[str, str], outer: Mapping[str, str]) -> State:
-    """The state after an instruction of KEYWORDS; its `id`, `history` and `created` are the caller's business.
+    """The state after an instruction of KEYWORDS; the caller sets its `id`, `history` and `created`.
 
     `given` are the arguments of --build-arg, `outer` those before the first FROM. Raises: ContainerfileError.
     """
@@ -54,7 +54,7 @@ def with_workdir(state: State, made: Instruction, escape: str) -> State:
 
 
 class _Step:
-    """An instruction and all that its arguments may depend on."""
+    """An instruction, with the state and values that its arguments may depend on."""
 
     def __init__(
         self, state: State, made: Instruction, escape: str, given: Mapping[str, str], outer: Mapping[str, str]

@@ -1,5 +1,5 @@
-"""Where an instruction stands, for messages: every error of the language names the file, the line and what was
-expected.
+"""The place of an instruction, for messages: every error of the language names the file, the line and the expected
+form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Place(NamedTuple):
 
 
 class ContainerfileError(ContainerError):
-    """A Containerfile that cannot be built. `str()` is `FILE:LINE: WHY`, `hint` what was expected."""
+    """A Containerfile that cannot be built. `str()` is `FILE:LINE: WHY`, `hint` the expected form."""
 
     def __init__(self, place: Place, why: str, *, hint: str = "") -> None:
         super().__init__("", str(place), why, hint=hint)

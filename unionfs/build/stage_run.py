@@ -25,7 +25,7 @@ _EXECUTE: Final[Mapping[str, Callable[[Work, Instruction], None]]] = {
 
 
 def build_stage(build: Build, stage: Stage, *, may_execute: bool) -> StageResult:
-    """Build a stage upon what the build has. Unless `may_execute`, of cached steps only.
+    """Build a stage on the bases and stages that the build has. Unless `may_execute`, of cached steps only.
 
     Raises: NotCachedError, ContainerfileError, ContainerError, LaunchError, LayerError, OSError.
     """
@@ -47,7 +47,7 @@ def build_stage(build: Build, stage: Stage, *, may_execute: bool) -> StageResult
     except ContainerError as error:
         work.tell(FAILED, str(error))
         try:
-            work.collect(wait=True)  # the steps until now need not be done again
+            work.collect(wait=True)  # the steps so far need not be executed again
         finally:
             work.end()
         raise
@@ -99,7 +99,7 @@ def _triggers(state: State, stage: Stage, escape: str) -> list[Instruction]:
 
 
 def _set(work: Work, made: Instruction) -> None:
-    """An instruction without a layer. ARG makes no difference by itself: a RUN that may see it has it in its key."""
+    """An instruction without a layer. ARG itself changes no key: a RUN that may see the argument has it in its key."""
     before = work.state
     given = work.build.options.arguments
     state = settings.apply(before, made, work.build.plan.escape, given, work.build.plan.arguments)

@@ -1,4 +1,4 @@
-"""The stages of a Containerfile: which there are, which need each other, which one is wanted. Pure."""
+"""The stages of a Containerfile, their dependencies, and the target. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All stages of a Containerfile, and what its beginning says."""
+    """All stages of a Containerfile, and the arguments before its first FROM."""
 
     stages: tuple[Stage, ...]
     escape: str
@@ -87,7 +87,7 @@ class Plan(NamedTuple):
         return [found[index] for index in sorted(found)]
 
     def needs(self, stage: Stage) -> set[int]:
-        """The stages that `stage` takes something of. Raises: ContainerfileError."""
+        """The stages that `stage` is based on, copies from or mounts. Raises: ContainerfileError."""
         found = set() if stage.parent is None else {stage.parent}
         for made in stage.instructions:
             for name in froms(made):
@@ -98,7 +98,7 @@ class Plan(NamedTuple):
 
 
 def froms(made: Instruction) -> list[str]:
-    """The stages and images that an instruction names with --from or from=. Raises: ContainerfileError."""
+    """The stages and images that an instruction names by --from or from=. Raises: ContainerfileError."""
     if made.keyword == "COPY" and made.flags.has("from"):
         return [made.flags.value("from")]
     if made.keyword == "RUN":
@@ -196,7 +196,7 @@ class _words_at:  # noqa: N801 - a context manager, used like a function
 
 
 def images(stages: Iterable[Stage], plan: Plan) -> list[tuple[str, str, Place]]:
-    """The images that stages are made of or copy from: name, platform, and where that stands. Raises:
+    """The images that stages are based on or copy from: name, platform, and place in the file. Raises:
     ContainerfileError.
     """
     found: dict[tuple[str, str], Place] = {}

@@ -1,4 +1,4 @@
-"""What a stage has become after some of its steps: settings, arguments, history. Pure."""
+"""The state of a stage after some of its steps: settings, arguments, history. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROXIES: Final = tuple(
 class State(NamedTuple):
     """A stage after some of its steps."""
 
-    id: str  # of all that made it: what further steps depend on
+    id: str  # of all steps so far, for the keys of further steps
     platform: Platform
     settings: Settings = Settings()
     author: str = ""
@@ -38,7 +38,7 @@ class State(NamedTuple):
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables of which arguments may have the values: ENV over ARG."""
+        """The variables that arguments may contain: ENV has priority over ARG."""
         return {**self.arguments, **self.env}
 
     @property

@@ -1,5 +1,5 @@
-"""Trees that COPY and ADD take files from, read in one way: a context, and what layers show (a stage, an image, an
-unpacked archive). Nothing in them leads outside: names are opened beneath their root, links are resolved within it.
+"""Trees that COPY and ADD copy from, with one interface: a context, or the union of layers (a stage, an image, an
+unpacked archive). No name or link leads out of them: names are opened beneath their root, links are resolved within it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unionfs.build.patterns import Patterns
 _LINKS_MAX: Final = 40  # path_resolution(7)
 
 
-class Found(NamedTuple):
+class TreeObject(NamedTuple):
     """A file, directory or other object of a tree."""
 
     path: Path  # in the tree
@@ -39,30 +39,30 @@ class Found(NamedTuple):
 
 
 class Tree(Protocol):
-    """What copying needs of a tree. Raises: OSError throughout; ENOENT where nothing is."""
+    """The interface of a tree. All methods raise OSError; ENOENT if the path does not exist."""
 
     def resolve(self, path: Path) -> Path:
         """The path with all its links resolved within the tree."""
 
-    def look(self, path: Path) -> Found:
-        """What is at a resolved path."""
+    def look(self, path: Path) -> TreeObject:
+        """The object at a resolved path."""
 
-    def children(self, path: Path) -> list[Found]:
+    def children(self, path: Path) -> list[TreeObject]:
         """The content of a directory, sorted by name, without what is excluded."""
 
-    def walk(self, path: Path) -> Iterator[Found]:
-        """What is at a resolved path, then all that is beneath it, each directory before its content."""
+    def walk(self, path: Path) -> Iterator[TreeObject]:
+        """The object at a resolved path, then all objects below it, each directory before its content."""
 
-    def target(self, found: Found) -> bytes:
+    def target(self, found: TreeObject) -> bytes:
         """The target of a symlink."""
 
-    def open(self, found: Found) -> int:
+    def open(self, found: TreeObject) -> int:
         """A descriptor of a file for reading."""
 
-    def digest(self, found: Found) -> str:
+    def digest(self, found: TreeObject) -> str:
         """The digest of a file's data."""
 
-    def xattrs(self, found: Found) -> dict[str, bytes]:
+    def xattrs(self, found: TreeObject) -> dict[str, bytes]:
         """The extended attributes that a copy keeps."""
 
 
@@ -82,23 +82,23 @@ class Directory:
         st = os.stat(path[-1], dir_fd=fd, follow_symlinks=False)
         return os.readlink(path[-1], dir_fd=fd) if stat.S_ISLNK(st.st_mode) else None
 
-    def look(self, path: Path) -> Found:
+    def look(self, path: Path) -> TreeObject:
         if not path:
             return _of_stat(path, os.fstat(self._directories.root_fd))
         return _of_stat(path, os.stat(path[-1], dir_fd=self._directories.fd(path[:-1]), follow_symlinks=False))
 
-    def children(self, path: Path) -> list[Found]:
+    def children(self, path: Path) -> list[TreeObject]:
         with os.scandir(self._directories.fd(path)) as entries:
             found = [_of_stat((*path, os.fsencode(entry.name)), entry.stat(follow_symlinks=False)) for entry in entries]
         return sorted(found, key=lambda one: one.path)
 
-    def walk(self, path: Path) -> Iterator[Found]:
+    def walk(self, path: Path) -> Iterator[TreeObject]:
         return _walk(self, path)
 
-    def target(self, found: Found) -> bytes:
+    def target(self, found: TreeObject) -> bytes:
         return os.readlink(found.path[-1], dir_fd=self._directories.fd(found.path[:-1]))
 
-    def open(self, found: Found) -> int:
+    def open(self, found: TreeObject) -> int:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         fd = os.open(found.path[-1], flags, dir_fd=self._directories.fd(found.path[:-1]))
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -106,15 +106,15 @@ class Directory:
             raise OSError(errno.EINVAL, "it is not a regular file any more", _shown(found.path))
         return fd
 
-    def digest(self, found: Found) -> str:
+    def digest(self, found: TreeObject) -> str:
         return self._digests.of(found.path, found, lambda: self.open(found))
 
-    def xattrs(self, found: Found) -> dict[str, bytes]:
-        return {}  # those of a machine's files are not meant for others
+    def xattrs(self, found: TreeObject) -> dict[str, bytes]:
+        return {}  # attributes of files of this machine are not copied
 
 
 class Filtered:
-    """A context: a tree without what its ignore file names, of which all belongs to root."""
+    """A context: a tree without the names of its ignore file, in which all objects belong to root."""
 
     def __init__(self, tree: Tree, excluded: Patterns) -> None:
         self._tree: Final = tree
@@ -123,17 +123,17 @@ class Filtered:
     def resolve(self, path: Path) -> Path:
         return self._tree.resolve(path)
 
-    def look(self, path: Path) -> Found:
+    def look(self, path: Path) -> TreeObject:
         if self._is_excluded(path) and not self._excluded.takes_back:
             raise FileNotFoundError(errno.ENOENT, "it is excluded by the ignore file", _shown(path))
         return _roots(self._tree.look(path))
 
-    def children(self, path: Path) -> list[Found]:
+    def children(self, path: Path) -> list[TreeObject]:
         return [_roots(found) for found in self._tree.children(path) if not self._is_excluded(found.path)]
 
-    def walk(self, path: Path) -> Iterator[Found]:
+    def walk(self, path: Path) -> Iterator[TreeObject]:
         top = self.look(path)
-        held: list[Found] = []  # excluded directories above what is taken back
+        held: list[TreeObject] = []  # excluded directories above objects that are included again
         todo = [top]
         while todo:
             found = todo.pop()
@@ -151,8 +151,8 @@ class Filtered:
                 todo += reversed(self._tree.children(found.path))
 
     def hidden(self, path: Path) -> Iterator[Path]:
-        """What is excluded beneath a path, a directory without its content; and of one that has something that is taken
-        back only what is not."""
+        """The excluded paths below a path. A directory is listed without its content, unless some of its content is
+        included again: then the excluded paths in it are listed."""
         todo = [path]
         while todo:
             for found in self._tree.children(todo.pop()):
@@ -164,16 +164,16 @@ class Filtered:
                 else:
                     yield found.path
 
-    def target(self, found: Found) -> bytes:
+    def target(self, found: TreeObject) -> bytes:
         return self._tree.target(found)
 
-    def open(self, found: Found) -> int:
+    def open(self, found: TreeObject) -> int:
         return self._tree.open(found)
 
-    def digest(self, found: Found) -> str:
+    def digest(self, found: TreeObject) -> str:
         return self._tree.digest(found)
 
-    def xattrs(self, found: Found) -> dict[str, bytes]:
+    def xattrs(self, found: TreeObject) -> dict[str, bytes]:
         return self._tree.xattrs(found)
 
     def _is_excluded(self, path: Path) -> bool:
@@ -181,7 +181,7 @@ class Filtered:
 
 
 class Layers:
-    """The tree that a stack of layers shows, for `with`. Preconditions: this process has the ids of its files."""
+    """The union of a stack of layers as a tree, for `with`. Preconditions: this process has the ids of its files."""
 
     def __init__(self, directories: Iterable[str]) -> None:
         self._directories: Final = tuple(directories)  # host paths, top first
@@ -198,7 +198,7 @@ class Layers:
         return _resolved(path, self._link)
 
     def resolve_new(self, path: Path) -> Path:
-        """Likewise, of a path of which the end need not be there. Raises: ELOOP."""
+        """As `resolve`, but the end of the path need not exist. Raises: ELOOP."""
         return _resolved(path, lambda known: self._link(known) if self.find(known) is not None else None)
 
     def _link(self, path: Path) -> bytes | None:
@@ -206,7 +206,7 @@ class Layers:
         return target(node) if node.kind == stat.S_IFLNK else None
 
     def find(self, path: Path) -> Node | None:
-        """What is at a resolved path, if anything is."""
+        """The object at a resolved path; None if there is none."""
         return self.view.find(path) if self._directories else None
 
     def _node(self, path: Path) -> Node:
@@ -215,20 +215,20 @@ class Layers:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), _shown(path))
         return node
 
-    def look(self, path: Path) -> Found:
+    def look(self, path: Path) -> TreeObject:
         return _of_node(path, self._node(path))
 
-    def children(self, path: Path) -> list[Found]:
+    def children(self, path: Path) -> list[TreeObject]:
         node = self._node(path)
         return [_of_node((*path, name), child) for name, child in self.view.children(node).items()]
 
-    def walk(self, path: Path) -> Iterator[Found]:
+    def walk(self, path: Path) -> Iterator[TreeObject]:
         return _walk(self, path)
 
-    def target(self, found: Found) -> bytes:
+    def target(self, found: TreeObject) -> bytes:
         return target(self._node(found.path))
 
-    def open(self, found: Found) -> int:
+    def open(self, found: TreeObject) -> int:
         place = self._node(found.path).data
         path_fd = place.branch.open_path(place.path)
         try:
@@ -236,14 +236,14 @@ class Layers:
         finally:
             os.close(path_fd)
 
-    def digest(self, found: Found) -> str:
+    def digest(self, found: TreeObject) -> str:
         return digest_of(self.open(found))
 
-    def xattrs(self, found: Found) -> dict[str, bytes]:
+    def xattrs(self, found: TreeObject) -> dict[str, bytes]:
         return xattrs(self._node(found.path))
 
 
-def _walk(tree: Tree, path: Path) -> Iterator[Found]:
+def _walk(tree: Tree, path: Path) -> Iterator[TreeObject]:
     todo = [tree.look(path)]
     while todo:
         found = todo.pop()
@@ -252,7 +252,7 @@ def _walk(tree: Tree, path: Path) -> Iterator[Found]:
             todo += reversed(tree.children(found.path))
 
 
-def _roots(found: Found) -> Found:
+def _roots(found: TreeObject) -> TreeObject:
     return found._replace(uid=0, gid=0) if found.uid or found.gid else found
 
 
@@ -283,17 +283,17 @@ def _resolved(path: Path, link: _Links) -> Path:
     return tuple(done)
 
 
-def _of_stat(path: Path, st: os.stat_result) -> Found:
+def _of_stat(path: Path, st: os.stat_result) -> TreeObject:
     kind = stat.S_IFMT(st.st_mode)
     is_device = kind in (stat.S_IFCHR, stat.S_IFBLK)
     device = (os.major(st.st_rdev), os.minor(st.st_rdev)) if is_device else (0, 0)
     mode = stat.S_IMODE(st.st_mode)
     inode = (st.st_dev, st.st_ino)
-    return Found(path, kind, mode, 0, 0, st.st_size, st.st_mtime_ns, st.st_ctime_ns, inode, st.st_nlink, device)
+    return TreeObject(path, kind, mode, 0, 0, st.st_size, st.st_mtime_ns, st.st_ctime_ns, inode, st.st_nlink, device)
 
 
-def _of_node(path: Path, node: Node) -> Found:
-    return Found(
+def _of_node(path: Path, node: Node) -> TreeObject:
+    return TreeObject(
         *(path, node.kind, node.mode, node.uid, node.gid, node.size, node.mtime_ns, 0, node.inode, node.nlink),
         node.device,
     )

@@ -60,7 +60,7 @@ class _Words:
 
 
 class _Reader:
-    """Reads one text from left to right; each method leaves `at` behind what it has read."""
+    """Reads one text from left to right; each method moves `at` behind the text that it has read."""
 
     def __init__(
         self,

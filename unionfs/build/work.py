@@ -1,5 +1,5 @@
-"""What the steps of one stage work on: its state, its layers, the build around it. Layers are packed while further
-steps run; a step that has packed its layer is recorded.
+"""The stage in work: its state, its layers, the build that it belongs to. Layers are packed while further steps run; a
+step is recorded when its layer is packed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unionfs.build.context import Context
 from unionfs.build.copy_layer import Made, compress, own_options
 from unionfs.build.instructions import Instruction
 from unionfs.build.jobs import Job, call, with_ids
-from unionfs.build.options import CACHED, DONE, NOTE, STEP, BuildOptions, Event, Told
+from unionfs.build.options import CACHED, DONE, NOTE, STEP, BuildOptions, Event, EventReceiver
 from unionfs.build.run_container import DIFF, Run
 from unionfs.build.source import ContainerfileError
 from unionfs.build.stages import Plan, Stage
@@ -31,11 +31,11 @@ from unionfs.containers.errors import ContainerError
 
 
 class NotCachedError(Exception):
-    """A step is to be executed, where only the cache was to be asked."""
+    """A step would have to be executed, but the caller allows cached steps only."""
 
 
 class Base(NamedTuple):
-    """An image that stages are made of or copy from."""
+    """An image that stages are based on or copy from."""
 
     descriptor: Descriptor  # of its manifest
     config: ImageConfig
@@ -53,7 +53,7 @@ class StageLayer(NamedTuple):
 
 
 class StepNote(NamedTuple):
-    """What one step did, for reports."""
+    """The result of one step, for reports."""
 
     text: str
     number: int
@@ -72,12 +72,12 @@ class StageResult(NamedTuple):
 
     @property
     def directories(self) -> tuple[str, ...]:
-        """Its layers as a union has them: the topmost first."""
+        """Its layers in the order of a union's lowers: the topmost first."""
         return tuple(layer.directory for layer in reversed(self.layers))
 
 
 class Build(NamedTuple):
-    """One build, as the processes of all its stages know it."""
+    """One build; the processes of all its stages have a copy of this value."""
 
     store: Store
     plan: Plan
@@ -86,27 +86,27 @@ class Build(NamedTuple):
     bases: Mapping[tuple[str, str], Base]  # by name and platform
     results: Mapping[int, StageResult]  # of stages that are built, by number
     cache: Cache
-    told: Told
+    receiver: EventReceiver
     directory: Callable[[], str]  # the build's own in the store, made on demand
     numbers: Mapping[int, int]  # of the stages that are built: counted from 1
 
 
 @dataclass(slots=True)
 class _Slot:
-    """A layer of a stage, which may still be in work. Changed by `put_in_place` and `Work.collect` only."""
+    """A layer of a stage, which may not be complete yet. Changed by `put_in_place` and `Work.collect` only."""
 
     directory: str
     descriptor: Descriptor | None = None
     diff_id: str = ""
     is_new: bool = True
     text: str = ""  # of the step that makes it
-    job: Job | None = None  # packs it; None once that was waited for
+    job: Job | None = None  # packs it; None after its end
     complete: Callable[[bytes], tuple[str, StepLayer]] | None = None
     recorded: Callable[[StepLayer], None] | None = None
 
     def packed(self) -> bytes:
-        """Wait for the job, and return its result. Raises: ContainerError that names the step, which may be an earlier
-        one than that in work; OSError."""
+        """Wait for the job, and return its result. Raises: ContainerError that names the step, which may be earlier
+        than the current one; OSError."""
         job, self.job = self.job, None
         assert job is not None
         try:
@@ -115,7 +115,7 @@ class _Slot:
             raise ContainerError("", self.text, str(error), hint=error.hint, status=error.status) from None
 
     def put_in_place(self, data: bytes) -> None:
-        """Complete the layer with what its job has returned. Raises: ContainerError, OSError."""
+        """Complete the layer with the result of its job. Raises: ContainerError, OSError."""
         assert self.complete is not None
         assert self.recorded is not None
         self.directory, layer = self.complete(data)
@@ -142,7 +142,7 @@ class Work:
 
     @property
     def lowers(self) -> tuple[str, ...]:
-        """The layers so far, as a union takes them: the topmost first."""
+        """The layers so far in the order of a union's lowers: the topmost first."""
         return tuple(slot.directory for slot in reversed(self._slots))
 
     def begin_with(self, layers: tuple[StageLayer, ...]) -> None:
@@ -187,8 +187,8 @@ class Work:
         self._slots.append(slot)
 
     def collect(self, *, wait: bool = False) -> None:
-        """Put the new layers in place and record their steps, if all are packed by now; with `wait`, once they are.
-        Until then what packs one layer reads those beneath it where they are.
+        """Put the new layers in place and record their steps, if all are packed; `wait`: wait until they are. Until
+        then a process that packs a layer reads the layers beneath it at their former places.
 
         Preconditions: nothing of the stage is mounted. Raises: ContainerError, OSError.
         """
@@ -205,7 +205,7 @@ class Work:
                 slot.put_in_place(data)
 
     def keep(self, directory: str, wanted: Run, shell: str) -> str:
-        """Make a container of what a RUN that failed has left; see `failed_step.keep`. Returns its name.
+        """Make a container of the upper of a RUN that failed; see `failed_step.keep`. Returns its name.
 
         Raises: ContainerError, OSError.
         """
@@ -214,7 +214,7 @@ class Work:
         return failed_step.keep(self.build.store.root, directory, wanted, self.lowers, name, shell)
 
     def end(self) -> None:
-        """Kill what is still being packed."""
+        """Kill the processes that still pack layers."""
         for slot in self._slots:
             if slot.job is not None:
                 slot.job.end()
@@ -242,7 +242,7 @@ class Work:
     def tell(self, kind: str, text: str) -> None:
         """Report an event of the current step."""
         numbers = self.build.numbers
-        self.build.told.event(Event(kind, text, numbers[self.stage.number], len(numbers), self.number, self.total))
+        self.build.receiver.event(Event(kind, text, numbers[self.stage.number], len(numbers), self.number, self.total))
 
     def begin(self, text: str) -> None:
         """Report that a step begins."""
@@ -272,14 +272,14 @@ class Work:
         self.tell(CACHED if is_cached else DONE, self.state.id[:12])
 
     def need_execution(self) -> None:
-        """Raises: NotCachedError where nothing may be executed."""
+        """Raises: NotCachedError if no step may be executed."""
         if not self.may_execute:
             raise NotCachedError
 
     def recorder(
         self, keys: tuple[str, ...], identifier: str, created: str, notes: Mapping[str, Any]
     ) -> Callable[[StepLayer], None]:
-        """What records the current step, once its layer is packed."""
+        """The function that records the current step when its layer is packed."""
         place = len(self.notes)
 
         def recorded(layer: StepLayer) -> None:
@@ -291,27 +291,27 @@ class Work:
 
     @property
     def common(self) -> list[object]:
-        """What the layer of every step depends on."""
+        """Values that the layer of every step depends on."""
         options = self.build.options
         return [options.compression, options.epoch]
 
     def origin(self, made: Instruction, name: str) -> Origin:
-        """What --from names. Raises: ContainerfileError."""
+        """The stage or image that --from names. Raises: ContainerfileError."""
         stage = self.build.plan.source(self.stage, name, made.place)
         if stage is not None:
             result = self.build.results.get(stage.number)
             if result is not None:
                 return Origin(result.directories, result.state.id, f"the stage {stage.shown}")
         base = self.build.bases.get((name, ""))
-        if base is None:  # only what is written in the Containerfile is known before the build begins
+        if base is None:  # only names in the Containerfile itself are known before the build begins
             why = f"from={name} stands in a trigger of ONBUILD or comes from a variable, which is not supported"
             raise ContainerfileError(made.place, why, hint="name the stage or image in the Containerfile itself")
         return Origin(tuple(reversed(base.directories)), base.descriptor.digest, f"the image {name}")
 
 
 class Origin(NamedTuple):
-    """A stage or an image that files are taken from."""
+    """A stage or an image that files are copied from."""
 
     directories: tuple[str, ...]  # of its layers, the topmost first
-    id: str  # what steps that take something of it depend on
-    shown: str  # how messages call it
+    id: str  # for the keys of steps that copy from it or mount it
+    shown: str  # its name in messages

@@ -10,7 +10,7 @@ Rules of this package:
    mount; no path is ever built from names, so depth and length do not matter; names are bytes.
 2. `listing` and `check` change no mark, attribute or change time of an upper or lower.
 3. Owners are compared as the union showed them (`ids`), not as the branch's filesystem stores them.
-4. An apply checks everything, builds everything under temporary names, then renames by a written plan. Until the plan
-   is complete nothing is visible and all can be undone; from then on each path is old or new, never in between, and
-   after any interruption the plan can be resumed.
+4. An apply checks everything, builds all new files under temporary names, then renames them by a plan in the journal.
+Until the plan is complete nothing is visible and all can be undone; from then on each path is old or new, never in
+between, and after any interruption the plan can be resumed.
 """

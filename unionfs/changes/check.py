@@ -30,7 +30,7 @@ SWAP: Final = "swap"
 """Exchange the new object with the old one at the path, if one of them is a directory; remove the old one."""
 DROP: Final = "drop"
 """Remove the object at the path."""
-SET_ATTRIBUTES: Final = "dress"  # what journals of 0.1 call it
+SET_ATTRIBUTES: Final = "dress"  # the name in journals of 0.1
 """Set attributes of an object that stays: a directory, or a file of which only one attribute differs."""
 
 _SPACE_KEPT: Final = 16 << 20  # bytes to leave free, for metadata of the new files
@@ -46,7 +46,8 @@ class Objection(NamedTuple):
 
 
 class Right(NamedTuple):
-    """The rights that a file or device gives to its users: those of a user or group, or (both None) of root."""
+    """The rights that a file or device gives to processes that use it: those of a user or group, or (both None) of
+    root."""
 
     path: bytes
     what: str
@@ -139,7 +140,7 @@ class _Check:
         self.changed_names: Counter[tuple[int, int]] = Counter()  # file of the target -> its names that are changed
 
     def know_links(self, found: Changes) -> None:
-        """Note what on the target has the names of each upper file that has several."""
+        """Note the target's files at the names of each upper file that has several names."""
         for change in found.changes:
             new, old = change.new, change.old
             if old is not None and not old.is_dir:
@@ -217,9 +218,8 @@ class _Check:
         self.plan.actions.append(Action(verb, change, below, owner, parent_owner, parent.st_mode))
 
     def stays(self, change: Change) -> bool:
-        """Whether what is at the path is changed, not replaced: directories, and files that one system call makes new.
-
-        So it keeps its inode number, its other names, and those who have it open or locked.
+        """Whether the object at the path is changed, not replaced: a directory, or a file that one system call can
+        change. So it keeps its inode number, its other names, and processes can go on using it.
         """
         new, old = change.new, change.old
         if new is None or old is None or new.kind != old.kind:
@@ -229,7 +229,7 @@ class _Check:
         if len(self.files.get((new.dev, new.ino), ())) > 1:
             return False  # several files became one
         if old.nlink > 1 and not self.is_copy(new, old):
-            return False  # another file took the place of one of several names, which are to stay as they are
+            return False  # another file has replaced one of several names; the other names must not change
         if change.what == (OWNER,):
             # Giving a file away takes its set-id bits and capabilities, which would have to be put back.
             special = new.mode & (stat.S_ISUID | stat.S_ISGID) or CAPABILITY_XATTR in self.branches.xattrs(new.place)
@@ -328,7 +328,7 @@ class _Check:
                 self.plan.warnings.append(Objection(change.path, why))
 
     def rights(self, path: bytes, new: Object, owner: Owner) -> None:
-        """Note which rights the object gives where it is put."""
+        """Note which rights the object gives at its place."""
         if new.kind in (stat.S_IFCHR, stat.S_IFBLK):
             self.plan.rights.append(Right(path, "is a device"))
         elif new.kind == stat.S_IFREG and not new.sealed:
@@ -354,21 +354,22 @@ class _Check:
         return self.began_ns is not None and time_ns > self.began_ns
 
     def unchanged_since(self, path: bytes, old: Object | None, new: Object | None) -> None:
-        """Object to what was changed after the union began: what is replaced, or what a moved file is copied from."""
+        """Object to files that were changed after the union began: replaced ones, and sources of moved ones."""
         if old is not None and not old.is_dir and self.is_newer(old.ctime_ns):
             self.conflict(path, "was changed on this machine since")
         if new is not None and new.place.branch >= self.branches.own and self.is_newer(new.ctime_ns):
             self.conflict(path, f"is moved from /{os.fsdecode(new.rel)}, which was changed on this machine since")
 
     def changed_in_place(self, change: Change, expected: Object, found: os.stat_result) -> None:
-        """Object to other attributes than when the changes were listed. Directories may have got or lost entries."""
+        """Object to attributes that differ from those at the time of the listing. Directories may have got or lost
+        entries."""
         if not expected.is_dir:
             self.conflict(change.path, "was changed on this machine since")
         elif expected.mode != found.st_mode and set(change.what) & {MODE, OWNER, XATTRS}:
             self.conflict(change.path, "its attributes were changed since")
 
     def doomed(self, place: BranchPath, path: bytes) -> None:
-        """Look through a directory tree that is to be removed: is anything in it new, mounted, or not to be removed?"""
+        """Object to new, mounted or unremovable entries in a directory tree that is to be removed."""
         named = 0
         todo = [place]
         while todo and named < _PER_TREE:
@@ -439,7 +440,7 @@ class _Check:
         if found is None or not found.is_dir:
             return f"{_shown(path)} is no directory on this machine any more"
         if found.sealed:
-            return f"{_shown(path)} is on another filesystem, or is kept out of the union"
+            return f"{_shown(path)} is on another filesystem, or hidden from the union"
         return ""
 
 

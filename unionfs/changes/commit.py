@@ -79,7 +79,7 @@ class Commit:
         return left
 
     def take_back(self) -> None:
-        """Undo the building, as if nothing had been done. Preconditions: no plan is set."""
+        """Remove all new files, so that nothing has changed. Preconditions: no plan is set."""
         mtimes: dict[str, int] = {}
         for rel, mtime_ns in self.journal.asides:
             mtimes.setdefault(os.path.dirname(rel), mtime_ns)

@@ -36,7 +36,7 @@ class CopiedUp(NamedTuple):
 
 
 def costs(branches: Branches) -> list[CopiedUp]:
-    """Every file that was copied up, the most expensive first. Raises OSError, EACCES above all, for what cannot be
+    """Every file that was copied up, the most expensive first. Raises OSError, mostly EACCES, for files that cannot be
     read."""
     seen: dict[tuple[int, int], tuple[bytes, Object, Object | None]] = {}
 

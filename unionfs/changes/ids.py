@@ -18,7 +18,7 @@ class ShownIds(NamedTuple):
     uid_map: IdRanges = ()  # empty: the process sees the ids of the union's own namespace
     gid_map: IdRanges = ()
     foreign: bool = False  # lowers hold owners that the union's namespace does not know
-    unmapped_as_root: bool = False  # those are shown as root, not as the user nobody
+    unmapped_as_root: bool = False  # such owners are shown as root, not as the user nobody
 
     @classmethod
     def outside(cls, uid_map: IdRanges, gid_map: IdRanges, unmapped_as_root: bool) -> ShownIds:

@@ -47,7 +47,7 @@ class Operation:
 
     @property
     def says(self) -> bool:
-        """Whether the operation changes more than the time of a directory in which others were done."""
+        """Whether the operation changes more than the time of a directory in which other operations were done."""
         return not self.for_directory or (self.uid, self.mode, self.xattrs) != (None, None, None)
 
     @property

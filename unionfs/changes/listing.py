@@ -33,7 +33,7 @@ DELETED: Final = "D"
 
 class Change(NamedTuple):
     """One changed path, absolute within the union. `what` names the differences of a C (see compare); empty for a
-    directory that is listed only for what is below it."""
+    directory that is listed only because of changes below it."""
 
     kind: str
     path: bytes
@@ -56,8 +56,8 @@ def without(changes: Sequence[Change], mountpoints: Collection[bytes]) -> list[C
     """The changes without empty files and directories that were only made to mount something on, and without the
     directories that were listed for those alone."""
     kept: list[Change] = []
-    busy: set[bytes] = set()  # the directories that lead to what is kept
-    left: set[bytes] = set()  # those that lead to what is not
+    busy: set[bytes] = set()  # the directories above changes that are kept
+    left: set[bytes] = set()  # the directories above changes that are left out
     for change in sorted(changes, key=lambda change: change.path.count(b"/"), reverse=True):
         new = change.new
         is_bare = change.path not in busy and new is not None and (new.is_dir or (new.size == 0 and _is_file(new)))
@@ -95,7 +95,7 @@ See = Callable[[bytes, Object, Object | None], None]
 
 
 def changes(branches: Branches, see: See | None = None) -> Changes:
-    """Compare the upper with the lowers. Raises OSError, EACCES above all, for what cannot be read."""
+    """Compare the upper with the lowers. Raises OSError, mostly EACCES, for files that cannot be read."""
     comparison = _Comparison(branches, see)
     old = branches.bases()
     upper_root = branches.root(UPPER)
@@ -145,7 +145,7 @@ class _Comparison:
                 continue
 
     def name(self, here: _Directory, name: bytes) -> None:
-        """Compare one name of the two trees and note what is to be walked below it."""
+        """Compare one name of the two trees, and note a directory to walk below it."""
         path = here.path + b"/" + name
         old = lookup(self.branches, here.old, name) if here.old else None
         found = self.new(here, name)

@@ -1,9 +1,9 @@
-"""Merge the changes of a fork into those that its parent has made since: which of them conflict.
+"""Find the changes of a fork that conflict with those that its parent has made since the fork.
 
-Both are lists of changes of the same base (`listing`). What conflicts (docs/forks.md has the same as a table): a path
-that both changed to different results; a path that one deleted or replaced while the other changed it or something
-below it. Equal results, deletions by both, and different names in one directory do not conflict; a directory conflicts
-only if both changed its mode, owner or attributes. Times alone never conflict. Changes nothing.
+Both are lists of changes of the same base (`listing`). These conflict (docs/forks.md has the same as a table): a path
+that both changed to different results; a path that one deleted or replaced while the other changed it or a path below
+it. Equal results, deletions by both, and different names in one directory do not conflict; a directory conflicts only
+if both changed its mode, owner or attributes. Times alone never conflict. Changes nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Conflict(NamedTuple):
     """A change of the fork that the parent's changes contradict."""
 
     path: bytes  # of the fork's change
-    fork: str  # what the fork did there
+    fork: str  # the change in words
     parent_path: bytes  # of the parent's change: `path`, or above or below it
-    parent: str  # what the parent did there
+    parent: str  # the parent's change in words
 
 
 Equal = Callable[[Object, Object], bool]
@@ -34,25 +34,25 @@ Equal = Callable[[Object, Object], bool]
 
 
 def is_passage(change: Change) -> bool:
-    """Whether a directory is listed only for what is below it."""
+    """Whether a directory is listed only because of changes below it."""
     new, old = change.new, change.old
     return new is not None and old is not None and new.is_dir and old.is_dir and set(change.what) <= {MTIME}
 
 
 def own(changes: Iterable[Change]) -> list[Change]:
-    """The changes without directories that are listed only for what is below them."""
+    """The changes without directories that are listed only because of changes below them."""
     return [change for change in changes if not is_passage(change)]
 
 
 def conflicts(fork: Iterable[Change], parent: Iterable[Change], equal: Equal) -> list[Conflict]:
     """The changes of the fork that conflict with those of the parent, in the order of `fork`."""
     theirs, ours = own(fork), {change.path: change for change in own(parent)}
-    below: dict[bytes, Change] = {}  # a directory -> what the parent made or changed somewhere below it
+    below: dict[bytes, Change] = {}  # a directory -> a path below it that the parent made or changed
     for change in ours.values():
         if change.new is not None:
             for path in above(change.path):
                 below.setdefault(path, change)
-    replaced: dict[bytes, Change | None] = {}  # a directory of the fork -> what the parent did instead of one above
+    replaced: dict[bytes, Change | None] = {}  # a directory of the fork -> the parent's change of a directory above it
     return [found for change in theirs if (found := _conflict(change, ours, below, replaced, equal)) is not None]
 
 

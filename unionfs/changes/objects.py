@@ -26,7 +26,7 @@ UPPER: Final = 0
 _OVERRIDES: Final = (markers.OVERRIDE_PRIVILEGED_XATTR, markers.OVERRIDE_XATTR, markers.OVERRIDE_OLD_XATTR)
 _TARGET_MAX: Final = 4096  # bytes of a symlink (symlink(2))
 _FDS_KEPT: Final = 64  # directories kept open; more only saves reopening in a union of very many lowers
-_USERS_OWN: Final = ("security.capability",)  # the one attribute of its class that is a file's own
+_USERS_OWN: Final = ("security.capability",)  # the only attribute of the class security. that belongs to the file
 
 
 class BranchPath(NamedTuple):
@@ -306,7 +306,8 @@ class Branches(walk.Reader[BranchPath, Object]):
         return found
 
     def has_overrides(self, branch: int) -> bool:
-        """Whether attributes say what the files of a branch should be (core.overrides); its root says so."""
+        """Whether a branch stores owners, modes and types in attributes (core.overrides), as its root's attribute
+        says."""
         known = self._overridden.get(branch)
         if known is None:
             marks = fd_xattrs(self.dir_fd(BranchPath(branch, b"")), private=True)
@@ -339,7 +340,7 @@ class Branches(walk.Reader[BranchPath, Object]):
         self.dir_fd(BranchPath(place.branch, b""))
         if st.st_dev == self._root_devs[place.branch]:
             return False
-        # A device of its own alone does not say "another mount": a btrfs subvolume has one too.
+        # A different st_dev alone does not mean another mount: a btrfs subvolume has its own, too.
         try:
             os.close(open_beneath(self._root_fd(place.branch), place.rel, os.O_PATH, files.RESOLVE_NO_XDEV))
         except OSError:
@@ -374,13 +375,13 @@ def child(parent: BranchPath, name: bytes) -> BranchPath:
 
 
 def incomplete(place: BranchPath) -> OSError:
-    """Return the EIO for a file whose data are not all there, and not at the place that its marks name."""
-    why = "not all of its data are here (unionfs complete brings them), or those in a lower are missing"
+    """Return the EIO for a partial file, or for one whose data are missing at the place that its marks name."""
+    why = "it lacks data (`unionfs complete` copies them from the lower), or its lower file is missing"
     return OSError(errno.EIO, why, os.fsdecode(place.rel))
 
 
 def fd_xattrs(fd: int, *, private: bool = False) -> dict[str, bytes]:
-    """The extended attributes of what `fd` (O_PATH will do) is open on; see Branches.xattrs."""
+    """The extended attributes of the object behind `fd`, which may be O_PATH; see Branches.xattrs."""
     return _xattrs(b"/proc/self/fd/%d" % fd, private=private)
 
 

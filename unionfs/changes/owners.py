@@ -41,7 +41,7 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OwnerChoice:
-    """Makes the choice above for one union and one process that applies its changes."""
+    """Chooses owners by the rules above, for one union and one process that applies its changes."""
 
     ids: ShownIds
     privileged: bool  # the process may give files to any user
@@ -72,7 +72,7 @@ class OwnerChoice:
         return self.ids.shown_id(ranges, number, of_lower=True)
 
     def translate(self, xattrs: dict[str, bytes]) -> dict[str, bytes]:
-        """Attributes of an upper file as they should be on the machine: ids in ACLs and in capabilities put right."""
+        """Attributes of an upper file as the machine needs them: with translated ids in ACLs and in capabilities."""
         if not self.ids.foreign:
             return xattrs
         result = dict(xattrs)

@@ -25,7 +25,7 @@ from unionfs.changes.owners import Owner, OwnerChoice
 from unionfs.syscalls import files
 
 Progress = Callable[[str, bytes], None]
-"""Called before every step with a verb (what is about to be done) and the path."""
+"""Called before every step with a verb and the path."""
 
 WRITABLE: Final = stat.S_IWUSR | stat.S_IXUSR
 """The mode bits that the owner of a directory needs to change entries."""
@@ -208,7 +208,7 @@ class Stage:
         """An existing name of the target for a file with several names."""
         if (
             source.place.branch == self.branches.own
-        ):  # it is moved: it is where it was until the removals, which are last
+        ):  # it is moved: its old name exists until the removals, which are last
             return source.rel if self.is_as_shown(source.place, source) else None
         first, shown = self.stay.get(key, (self.unchanged_links.get(key, b"/")[1:], source))
         return first if first and self.is_as_shown(BranchPath(self.branches.own, first), shown) else None
@@ -248,7 +248,7 @@ class Stage:
             os.close(path_fd)
 
     def set_attributes(self, rel: bytes, source: Object, owner: Owner) -> None:
-        """Give what was built at `rel` the source's attributes and the chosen owner."""
+        """Give the new object at `rel` the source's attributes and the chosen owner."""
         path_fd = self.branches.open_path(source.place)
         try:
             atime_ns = os.fstat(path_fd).st_atime_ns
@@ -298,7 +298,7 @@ def set_attributes(
 ) -> None:
     """Set what is not None on the object behind an O_PATH descriptor, a symlink itself included.
 
-    In the order in which one undoes no other: the owner first (chown(2) clears set-id bits and capabilities), the mode
+    In an order in which none undoes another: the owner first (chown(2) clears set-id bits and capabilities), the mode
     after ACLs (they hold the group's bits), the times last.
     """
     path = f"/proc/self/fd/{fd}"

@@ -77,8 +77,8 @@ def main(argv: list[str]) -> int:
             functools.partial(_remote, arguments),
         )
     try:
-        with build_output.shown(arguments.progress, quiet=arguments.quiet) as told:
-            built = builder.build(store, _opener(arguments), options, fetch, told, tags)
+        with build_output.shown(arguments.progress, quiet=arguments.quiet) as receiver:
+            built = builder.build(store, _opener(arguments), options, fetch, receiver, tags)
     except FailedStepError as error:
         print(format_failure(error), file=sys.stderr)
         return error.status

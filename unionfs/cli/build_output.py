@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from unionfs.build.options import CACHED, DONE, NOTE, STEP, Event, Told
+from unionfs.build.options import CACHED, DONE, NOTE, STEP, Event, EventReceiver
 from unionfs.cli import notes, parents
 from unionfs.launcher.capture import STDERR
 from unionfs.printable import printable_line
@@ -32,21 +32,21 @@ def note(text: str, *, quiet: bool = False) -> None:
 
 
 @contextmanager
-def shown(progress: str, *, quiet: bool) -> Iterator[Told]:
+def shown(progress: str, *, quiet: bool) -> Iterator[EventReceiver]:
     """The receiver of the build's events within the block."""
     if quiet:
-        yield Told(_only_notes, lambda stage, stream, data: None, parents.leave_beside_container)
+        yield EventReceiver(_only_notes, lambda stage, stream, data: None, parents.leave_beside_container)
         return
     is_terminal = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     if progress == "tty" or (progress == "auto" and is_terminal):
         lines = _OnTerminal()
         try:
-            yield Told(lines.event, lines.output, parents.leave_beside_container)
+            yield EventReceiver(lines.event, lines.output, parents.leave_beside_container)
         finally:
             lines.clear()
         return
     plain = _Plain()
-    yield Told(plain.event, plain.output, parents.leave_beside_container, is_direct=True)
+    yield EventReceiver(plain.event, plain.output, parents.leave_beside_container, is_direct=True)
 
 
 def _only_notes(event: Event) -> None:

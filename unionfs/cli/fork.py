@@ -46,6 +46,6 @@ def main(argv: list[str]) -> int:
         parser.error("there is no command after --")
     container = ContainerStore(arguments.root).find(arguments.container)
     made = forks.fork(container, arguments.name, command, notes.warn)
-    told = {"id": made.id, "name": made.name, "parent": container.name}
-    print(json.dumps(told) if arguments.json else printable(made.name))
+    values = {"id": made.id, "name": made.name, "parent": container.name}
+    print(json.dumps(values) if arguments.json else printable(made.name))
     return 0

@@ -84,12 +84,12 @@ def worth_telling(changes: list[Change]) -> list[Change]:
 
 def summary(changes: list[Change]) -> str:
     """`3 added, 1 changed, 2 deleted; 12.1 KiB`, without such directories."""
-    told = worth_telling(changes)
-    if not told:
+    shown = worth_telling(changes)
+    if not shown:
         return "nothing changed"
-    counts = Counter(change.kind for change in told)
+    counts = Counter(change.kind for change in shown)
     words = [f"{counts[kind]} {_WORDS[kind]}" for kind in _WORDS if counts[kind]]
-    return f"{', '.join(words)}; {human_size(sum(size_of(change) or 0 for change in told))}"
+    return f"{', '.join(words)}; {human_size(sum(size_of(change) or 0 for change in shown))}"
 
 
 def as_json(changes: Iterable[Change]) -> list[dict[str, Any]]:

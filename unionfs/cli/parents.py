@@ -18,8 +18,8 @@ def leave(first: int, idle_s: float = 0.0) -> None:
     try:
         client.linger_s()
     except ValueError:
-        told = f"{client.LINGER}={os.environ[client.LINGER]}: not a number of seconds; no parent is left behind"
-        print(printable_line(f"unionfs: warning: {told}"), file=sys.stderr)
+        warning = f"{client.LINGER}={os.environ[client.LINGER]}: not a number of seconds; no parent is left behind"
+        print(printable_line(f"unionfs: warning: {warning}"), file=sys.stderr)
     if client.may_leave_parent and client.refusal is not None and client.refusal.is_absent:
         from unionfs.cli import entry
         from unionfs.mount_parent import leave as leaving

@@ -195,8 +195,8 @@ def _report(recordings: list[Recording], arguments: Namespace, *, has_command: b
     if arguments.json:
         text = json.dumps([{**one.as_json(), "causes": list(map(_as_json, causes.causes(one)))} for one in recordings])
     else:
-        told = ["\n".join(_lines(one)) for one in recordings]
-        text = "\n\n".join(told) or "No union was used."
+        parts = ["\n".join(_lines(one)) for one in recordings]
+        text = "\n\n".join(parts) or "No union was used."
     if arguments.output is not None:
         _write(arguments.output, text + "\n")
     else:
@@ -227,7 +227,7 @@ def _lines(recording: Recording) -> list[str]:
     found = causes.causes(recording)
     lines += ["", "WHAT WOULD HELP" if found else "No cause stands out."]
     for number, cause in enumerate(found, 1):
-        lines += _told(number, cause)
+        lines += _cause_lines(number, cause)
     for title, fields in (("PROGRAM  DIRECTORY", ("program", "directory")), ("KIND  REASON", ("kind", "reason"))):
         lines += ["", f"{'REQUESTS':>8}  {'WORKED':>10}  {'WAITED':>10}  {title}"]
         rows = recording.by(*fields)
@@ -237,7 +237,7 @@ def _lines(recording: Recording) -> list[str]:
     return lines
 
 
-def _told(number: int, cause: Cause) -> list[str]:
+def _cause_lines(number: int, cause: Cause) -> list[str]:
     place = f"most by {printable(cause.program) or 'the kernel'} in {printable(cause.directory) or 'unknown places'}"
     lines = [f"{number:>2}. {printable_line(cause.what)} They took {_ms(cause.seconds)}, {place}."]
     if cause.remedy:

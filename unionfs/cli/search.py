@@ -58,12 +58,12 @@ def main(argv: list[str]) -> int:
 def _print_referrers(found: tuple[Descriptor, ...], arguments: Namespace) -> int:
     wanted = [one for one in found if arguments.term in one.artifact_type][: arguments.limit or None]
     if arguments.json:
-        told = [
+        rows = [
             {"digest": one.digest, "artifact_type": one.artifact_type, "size": one.size,
              "annotations": dict(one.annotations)}
             for one in wanted
         ]  # fmt: skip
-        print(json.dumps(told, indent=1))
+        print(json.dumps(rows, indent=1))
     else:
         for one in wanted:
             print(f"{one.digest} {printable(one.artifact_type)}")

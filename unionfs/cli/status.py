@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     if container.base == ("/",) and not container.is_running():
         beneath = list(dict.fromkeys(apply.prepare(container).plan.conflicts))
     if arguments.json:
-        told = {
+        values = {
             "name": container.name,
             "status": container.status,
             "added": kinds["A"],
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
             if beneath is None
             else [{"path": os.fsdecode(one.path), "why": one.why} for one in beneath],
         }
-        print(json.dumps(told))
+        print(json.dumps(values))
         return 0
     counts = f"{kinds['A']} added, {kinds['C']} changed, {kinds['D']} deleted"
     print(f"{printable(container.name)}: {container.status}, {counts}")

@@ -413,8 +413,8 @@ def _show(changes: list[Change]) -> None:
     if not sys.stdout.isatty():
         output.print_lines(changes, sizes=True)
         return
-    told = output.worth_telling(changes)
-    if told:
+    shown = output.worth_telling(changes)
+    if shown:
         print()
-        output.print_table(told, _ROWS)
+        output.print_table(shown, _ROWS)
     print(f"{output.summary(changes)}")

@@ -143,11 +143,11 @@ def _as_json(requests: Recording | None) -> dict[str, Any]:
         return {}
     rows = requests.rows
     waits = {kind: round(sum(getattr(row, kind) for row in rows), 6) for kind in _WAITS}
-    lists = {name: [_told(row, field) for row in requests.by(field)] for field, name in _LISTS.items()}
+    lists = {name: [_as_object(row, field) for row in requests.by(field)] for field, name in _LISTS.items()}
     return {"waits": waits, **lists}
 
 
-def _told(row: Row, field: str) -> dict[str, Any]:
+def _as_object(row: Row, field: str) -> dict[str, Any]:
     times = {name: round(getattr(row, name), 6) for name in ("seconds", *_WAITS)}
     return {field: getattr(row, field), "requests": row.requests, "size": row.size, **times}
 

@@ -132,7 +132,7 @@ def _describe(branch: Branch) -> OpenBranch:
     return OpenBranch(fd, hidden, values, branch.path, branch.number, branch.was_upper, private_fd)
 
 
-class Taken(NamedTuple):
+class TakenBranches(NamedTuple):
     """The branches as objects, made from OpenBranches. Immutable."""
 
     lowers: list[Branch]  # top first
@@ -143,7 +143,7 @@ class Taken(NamedTuple):
     change: Change | None
 
 
-def take(options: Options, given: OpenBranches, fds: FdCache) -> Taken:
+def take(options: Options, given: OpenBranches, fds: FdCache) -> TakenBranches:
     """Make the branches. Raises: OptionError."""
     upper = staging = None
     try:
@@ -166,7 +166,7 @@ def take(options: Options, given: OpenBranches, fds: FdCache) -> Taken:
     if given.change is not None:
         stack = [opened[number] if number >= 0 else new for number in given.change.order]
         change = Change([branch for branch in stack if branch is not None], given.change.freeze)
-    return Taken(lowers, opened, upper, staging, [opened[number] for number in given.viewed], change)
+    return TakenBranches(lowers, opened, upper, staging, [opened[number] for number in given.viewed], change)
 
 
 def _take(path: str, given: OpenBranch, fds: FdCache, *, writable: bool) -> Branch:

@@ -1,5 +1,5 @@
-"""Run the programs that make block devices: dmsetup, losetup, mke2fs and others. Each failure is a DriverError that
-says what the program said, or which Debian package has it.
+"""Run the programs that make block devices: dmsetup, losetup, mke2fs and others. Each failure is a DriverError with the
+program's error message, or with the Debian package that has the program.
 
 Knows no pools and no containers.
 """
@@ -72,7 +72,8 @@ def run(program: str, *words: str) -> str:
 
 
 def _stay_in_pid_namespace() -> None:
-    """Have children in our own pid namespace: a process that made one for a container, which has ended, cannot fork."""
+    """Make children in our own pid namespace: a process that has made one for a container that has ended could not
+    fork."""
     if os.readlink("/proc/self/ns/pid_for_children") == os.readlink("/proc/self/ns/pid"):
         return
     fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)

@@ -6,12 +6,12 @@
     CONTAINER/thin                the key of the container's device, which is mounted on CONTAINER/upper
 
 The device `base` is an empty ext4. The device of a layer is a snapshot of that of the layer below it (of `base` for the
-lowest), changed to what it shows with the layer on top; its key is a digest of these layers. It is removed with any of
-them. Directories that are not layers of the store may change between two containers, so they are copied to the
-container's own device.
+lowest), to which the layer's changes are applied; its key is a digest of these layers. It is removed with any of them.
+Directories that are not layers of the store may change between two containers, so they are copied to the container's
+own device.
 
 Mounts are made in private mount namespaces, so the kernel removes them when their processes end, and then the devices.
-Only filesystems that we made are ever mounted: the store must be root's alone.
+Only filesystems made by this driver are ever mounted: the store must be root's alone.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check(root: str, lowers: Sequence[str]) -> None:
 
 
 def use_pool(root: str, device: str) -> None:
-    """Have the devices of the store in the thin pool `device`. Raises: DriverError, OSError."""
+    """Use the thin pool `device` for the devices of the store. Raises: DriverError, OSError."""
     check(root, ())
     Pool(root).use(device)
 
@@ -135,7 +135,7 @@ def _layers(pool: Pool, layers: Sequence[str]) -> str:
     with store_files.hold_lock(os.path.join(pool.place, "fill.lock")):
         mountpoint = os.path.join(pool.place, "filling")
         os.makedirs(mountpoint, 0o700, exist_ok=True)
-        pool.remove(*pool.unfinished())  # of processes that were killed: this one alone makes devices of layers now
+        pool.remove(*pool.unfinished())  # of killed processes: only this one makes devices of layers now
         if pool.state(BASE) != READY:
             with _filling(pool, BASE, BASE, (), None, mountpoint):
                 os.rmdir(os.path.join(mountpoint, "lost+found"))
@@ -175,7 +175,7 @@ def _filling(pool: Pool, key: str, kind: str, of: Sequence[str], origin: str | N
 
 
 def _sync(mountpoint: str) -> None:
-    """Write all to the device. Raises: OSError if it has no room for it: unmounting says nothing."""
+    """Write all data to the device. Raises: OSError if it has no room for them, which unmounting would not report."""
     fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         files.syncfs(fd)
@@ -184,7 +184,7 @@ def _sync(mountpoint: str) -> None:
 
 
 def _full(pool: Pool, problem: str) -> DriverError:
-    hint = "unionfs rm and unionfs rmi free space; unionfs stats --pool tells how much is used"
+    hint = "unionfs rm and unionfs rmi free space; unionfs stats --pool shows how much is used"
     return DriverError(f"the thin pool of {pool.place} takes no new device: {problem}", hint)
 
 
@@ -196,7 +196,7 @@ def _key(directory: str) -> str | None:
 
 
 def _new_key(directory: str) -> str:
-    """The key of a container's device, the same again if it was not made."""
+    """The key of a container's device; the former one if that device was not made."""
     key = _key(directory)
     if key is None:
         key = secrets.token_hex(16)

@@ -30,7 +30,7 @@ class MountRequest(NamedTuple):
     """A root filesystem, or an overlay volume, to be mounted."""
 
     union: Options  # its branches and policies; `upper` and `work` exist
-    directory: str  # it contains upper, work and merged; a driver may store more in it, below its own name
+    directory: str  # contains upper, work and merged; a driver may store further files in it, below its own name
     root: str  # of the store; a driver may store files for several trees in it, below its own name
     name: str  # for the mount table
     log: str  # log file of a daemon
@@ -38,7 +38,7 @@ class MountRequest(NamedTuple):
     debug: bool = False
     warn: Callable[[str], None] = lambda _: None  # called with warnings for the user
     keeper: bool = True  # another daemon continues when the union's dies
-    parent: Parent | None = None  # that may fork a daemon; connected before this process entered its namespaces
+    parent: Parent | None = None  # may fork a daemon; connected before this process entered its namespaces
 
     @property
     def merged(self) -> str:
@@ -90,9 +90,9 @@ def is_whole(name: str) -> bool:
 
 
 def of_store(root: str, lowers: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The lowers that are layers of the store, which never change, and the lowest one if it is none: it may be the
-    container's, with mountpoints. If there are more others, all are others: whiteouts of layers hide entries of them.
-    """
+    """Divide the lowers: the layers of the store, which never change, and the lowest lower if it is no layer (it may be
+    the container's, with mountpoints). If further lowers are no layers, all count as such: whiteouts of layers may hide
+    their entries."""
     layers = os.path.join(root, "layers")
     found = tuple(lower for lower in lowers if os.path.dirname(os.path.dirname(lower)) == layers)
     others = tuple(lowers[len(found) :])

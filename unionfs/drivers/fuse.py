@@ -16,7 +16,7 @@ is_whole: Final = False
 
 
 def check(root: str, lowers: Sequence[str]) -> None:
-    """Checks nothing: mounting reports the same failures."""
+    """Check nothing: mounting reports the same failures."""
 
 
 def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
@@ -40,4 +40,4 @@ def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
 
 
 def remove(directory: str) -> None:
-    """Removes nothing: the driver stores nothing of its own."""
+    """Remove nothing: the driver stores no files of its own."""

@@ -189,7 +189,7 @@ def _make_tree(source_fd: int, place: str, devices: dict[bytes, list[bytes]], op
             finally:
                 os.close(fd)
         for rel in reversed(made):  # times last: making an entry changes them
-            _dress(source_fd, root_fd, rel)
+            _copy_attributes(source_fd, root_fd, rel)
     finally:
         os.close(root_fd)
 
@@ -205,7 +205,7 @@ def _directories(wanted: dict[bytes, list[bytes]]) -> list[bytes]:
     return sorted(found, key=lambda rel: (rel.count(b"/"), rel))
 
 
-def _dress(source_fd: int, root_fd: int, rel: bytes) -> None:
+def _copy_attributes(source_fd: int, root_fd: int, rel: bytes) -> None:
     """Copy the attributes of the layer's directory, since the topmost directory of a union is shown."""
     like_fd = open_beneath(source_fd, rel, os.O_RDONLY | os.O_DIRECTORY)
     fd = open_beneath(root_fd, rel, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""Copy a whole union of directories: the tree with which the drivers vfs, btrfs and devicemapper begin.
+"""Copy a whole union of directories: the tree from which the drivers vfs, btrfs and devicemapper start.
 
 Data are shared with the layers if the filesystem supports it (reflink). The copy keeps owners, modes, times,
 attributes, holes and hard links. Paths are opened in pieces beneath a descriptor, without following links.
@@ -43,7 +43,7 @@ def add(
 
 
 def put_on_top(layer: str, target: str) -> None:
-    """Change the directory `target`, which has no marks, to what a union of `layer` on top of it shows.
+    """Change the directory `target`, which has no marks, to the result of a union with `layer` on top of it.
 
     Raises: OSError, with a part of the changes made; EINVAL for marks that need other layers (redirect, metacopy).
     """
@@ -59,7 +59,7 @@ class _Addition:
     def __init__(self, branches: Branches, root_fd: int, *, on_top: bool = False) -> None:
         self._branches = branches  # immutable
         self._root_fd = root_fd  # immutable
-        self._on_top = on_top  # immutable: entries of the target are replaced, and hidden by whiteouts
+        self._on_top = on_top  # immutable: the layer's entries and whiteouts replace the target's entries
         self._links: dict[tuple[int, int], bytes] = {}  # inode of a lower -> the path of its first copied name
         self._made: list[tuple[bytes, Object]] = []  # directories, each after its parent
         self._times: list[tuple[bytes, tuple[int, int]]] = []  # of existing directories to which entries were added
@@ -83,7 +83,7 @@ class _Addition:
         for rel, directory in reversed(self._made):  # times last: making an entry changes them
             fd = self._open(rel)
             try:
-                self._dress(fd, directory)
+                self._copy_attributes(fd, directory)
             finally:
                 os.close(fd)
 
@@ -157,7 +157,7 @@ class _Addition:
             os.mknod(name, source.kind | 0o600, source.rdev, dir_fd=dir_fd)
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         try:
-            self._dress(fd, source)
+            self._copy_attributes(fd, source)
         finally:
             os.close(fd)
 
@@ -178,11 +178,11 @@ class _Addition:
                 copy_data(data_fd, fd)
             finally:
                 os.close(data_fd)
-            self._dress(fd, source)
+            self._copy_attributes(fd, source)
         finally:
             os.close(fd)
 
-    def _dress(self, fd: int, source: Object) -> None:
+    def _copy_attributes(self, fd: int, source: Object) -> None:
         set_attributes(
             fd,
             Owner(source.uid, source.gid),

@@ -51,7 +51,7 @@ def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
 
 
 def remove(directory: str) -> None:
-    """Removes nothing: all are ordinary files."""
+    """Remove nothing: all are ordinary files."""
 
 
 def _lowers(request: MountRequest, own: str) -> list[str]:

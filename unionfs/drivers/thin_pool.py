@@ -5,13 +5,13 @@
     ROOT/devicemapper/devices.json   the record: {"devices": {KEY: {"number", "state", "kind", "of"}}}
     ROOT/devicemapper/lock           locked while the record or the pool is changed
 
-A device is in the record before it is in the pool, and leaves the record after it left the pool: `making` or `removing`
-say that the pool may have it or not. So a process that is killed, or a power failure, loses and leaks none. Each
-message to a pool is on its disk before the kernel answers.
+A device is in the record before it is in the pool, and leaves the record after it left the pool: in the states `making`
+and `removing` the pool may have it or not. So no device is lost or leaked if a process is killed or the power fails.
+Each message to a pool is on its disk before the kernel answers.
 
-Nothing of the kernel's outlives its use: a loop device is released with the pool, the pool with its last thin device,
-a thin device with its last mount, by the kernel itself (`losetup --detach` and `dmsetup remove --deferred` of devices
-in use). A process that is killed before it has asked for that leaves a device to the next one that uses the store.
+The kernel releases every device after its last use: a loop device with the pool, the pool with its last thin device, a
+thin device with its last mount (`losetup --detach` and `dmsetup remove --deferred` of devices in use). If a process is
+killed before it has requested that, the next process that uses the store does it.
 
 Sources: Linux Documentation/admin-guide/device-mapper/thin-provisioning.rst, dmsetup(8), losetup(8).
 """
@@ -45,7 +45,7 @@ CONTAINER: Final = "container"
 
 _SECTOR: Final = 512
 _METADATA_BLOCK: Final = 4096
-_BLOCK: Final = 65536  # bytes that are shared or copied as one
+_BLOCK: Final = 65536  # bytes of a block, which is shared or copied as a whole
 _DEVICE_SIZE: Final = 10 << 30
 _DATA_MAX: Final = 100 << 30
 _DATA_MIN: Final = 64 << 20
@@ -60,7 +60,7 @@ _FAMILY: Final = "unionfs-"
 
 
 class Usage(NamedTuple):
-    """How full a pool is, in bytes."""
+    """The used and total space of a pool, in bytes."""
 
     where: str
     data: int
@@ -111,8 +111,8 @@ class Pool:
         return os.path.lexists(os.path.join(self.place, "pool.json"))
 
     def use(self, device: str) -> None:
-        """Have the store's devices in the thin pool `device`, from now on. Raises: DriverError if it is none, or the
-        store has another one."""
+        """Use the thin pool `device` for the store's devices from now on. Raises: DriverError if it is no thin pool, or
+        the store has another one."""
         path = os.path.realpath(device)
         with self._locked():
             if self.exists():
@@ -167,14 +167,14 @@ class Pool:
             raise DriverError(f"the pool {self._pool} has no free number for a device")
 
     def finish(self, key: str) -> None:
-        """Declare the device READY: it is whole, and not mounted any more."""
+        """Declare the device READY: it is complete, and no longer mounted."""
         with self._locked():
             record = self._record()
             record["devices"][key]["state"] = READY
             self._write_record(record)
 
     def remove(self, *keys: str) -> None:
-        """Remove devices, if they exist. Raises: DriverError; EBUSY among its words if one is mounted."""
+        """Remove devices, if they exist. Raises: DriverError, whose text contains EBUSY's if one is mounted."""
         if not self._devices().keys() & set(keys):
             return
         with self._opened() as record:
@@ -196,7 +196,7 @@ class Pool:
         with self._opened() as record:
             fd = self._open_thin(record["devices"][key]["number"])
             try:
-                # What is not written is zeros, and stays shared by all: lazy_* write no zeros.
+                # Unwritten blocks are zeros, and stay shared by all devices: with lazy_* mke2fs writes no zeros.
                 options = "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"
                 words = ("-q", "-F", "-t", "ext4", "-m", "0", "-J", "size=16", "-E", options)
                 device_tools.run("mke2fs", *words, _path_of(fd))
@@ -344,7 +344,7 @@ class Pool:
             device_tools.run("dmsetup", "create", self._name("pool"), "--table", table)
         finally:
             for loop in loops:
-                device_tools.run("losetup", "--detach", loop)  # of one in use: when the pool is removed
+                device_tools.run("losetup", "--detach", loop)  # detached when the pool, which uses them, is removed
 
     def _check(self, device: str, path: str) -> None:
         try:
@@ -354,14 +354,15 @@ class Pool:
             raise DriverError(f"{path} is damaged: {error}", hint) from error
 
     def _release_loops(self) -> None:
-        """Have the loop devices of the active pool go with it, where a process was killed before it asked for that."""
+        """Have the kernel release the loop devices with the active pool, if a process was killed before it requested
+        that."""
         for path in self._files():
             for loop in _loops_of(path):
                 if _text(f"/sys/block/{os.path.basename(loop)}/loop/autoclear") == "0":
                     device_tools.run("losetup", "--detach", loop)
 
     def _wait_until_detached(self, path: str) -> None:
-        """A pool that is just being removed may still write."""
+        """Wait until a pool that is just being removed has written its last data and released the file."""
         for _ in range(_TRIES):
             if not (found := _loops_of(path)):
                 return
@@ -449,8 +450,8 @@ def _open_released(name: str, make: Callable[[], object]) -> int:
 
 
 def _open(name: str) -> int | None:
-    """A descriptor of the device `name`; None if there is none. Nodes in /dev/mapper are not used: dmsetup removes
-    that of a device that it is to remove later."""
+    """A descriptor of the device `name`; None if there is none. Nodes in /dev/mapper are not used: dmsetup removes the
+    node of a device whose removal is deferred."""
     for path in glob.glob("/sys/block/dm-*/dm/name"):
         number = path.split("/")[3]
         if _text(path) == name:

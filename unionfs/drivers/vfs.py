@@ -15,7 +15,7 @@ is_whole: Final = True
 
 
 def check(root: str, lowers: Sequence[str]) -> None:
-    """Checks nothing: whether the disk has enough space is known only after copying."""
+    """Check nothing: whether the disk has enough space is known only after copying."""
 
 
 def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
@@ -24,7 +24,7 @@ def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
 
 
 def remove(directory: str) -> None:
-    """Removes nothing: all are ordinary files."""
+    """Remove nothing: all are ordinary files."""
 
 
 def fill(request: MountRequest, begin: Callable[[str], None], lowers: Sequence[str]) -> None:

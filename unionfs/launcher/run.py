@@ -20,7 +20,7 @@ from unionfs.launcher.channel import FAILED, INIT, STARTED, Message, Receiver, S
 from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.init import exit_status
 from unionfs.launcher.monitor import Hooks, Monitor
-from unionfs.launcher.signal_pipe import signals_readable
+from unionfs.launcher.signal_pipe import NOT_FORWARDED, signals_readable
 from unionfs.launcher.spec import Spec
 
 if TYPE_CHECKING:
@@ -28,21 +28,6 @@ if TYPE_CHECKING:
     from unionfs.launcher.namespace_socket import Namespaces
     from unionfs.launcher.terminal import ConsoleSocket, Relay
 
-_NOT_FORWARDED: Final = {
-    *(signal.SIGKILL, signal.SIGSTOP),  # cannot be caught
-    *(
-        signal.SIGCHLD,
-        signal.SIGPIPE,
-        signal.SIGURG,
-        signal.SIGWINCH,
-    ),  # they concern this process, as with podman
-    *(
-        signal.SIGSEGV,
-        signal.SIGBUS,
-        signal.SIGFPE,
-        signal.SIGILL,
-    ),  # faults of this process: handled, they would repeat for ever
-}
 _ENDING_S: Final = 10  # time limit for killed processes to end; a process that needs longer is stuck in the kernel
 _JOB_SIGNALS: Final = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT}
 _TERMINAL_SIGNALS: Final = {signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT}
@@ -136,7 +121,7 @@ def _launch(
 
     session = _Session(receiver, console, alive_write, ready, capture, output, interactive=spec.process.interactive)
     # The command may run before `wait` handles signals: until then they stay pending.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _NOT_FORWARDED)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - NOT_FORWARDED)
     try:
         try:
             session.monitor = userns.fork(spec.id_map, kinds, run_forked)
@@ -186,7 +171,7 @@ class _Session:
     def wait(self, mask: Iterable[int]) -> int:
         """Relay until the monitor has ended. `mask`: the signals to block from now on."""
         assert self.monitor is not None
-        signals = signal.valid_signals() - _NOT_FORWARDED
+        signals = signal.valid_signals() - NOT_FORWARDED
         if self._console:  # with a terminal, stopping and continuing concerns this process
             signals = signals - _JOB_SIGNALS | _TERMINAL_SIGNALS
             self._job_signals = _TERMINAL_SIGNALS

@@ -1,4 +1,5 @@
-"""Signals as bytes that are read from a descriptor, beside others in one poll(2)."""
+"""Signals as bytes that are read from a descriptor, beside others in one poll(2); and the signals that a process that
+waits for a command does not forward to it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,17 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from types import FrameType
+from typing import Final
+
+_UNCATCHABLE: Final = (signal.SIGKILL, signal.SIGSTOP)
+_OWN: Final = (
+    signal.SIGCHLD,
+    signal.SIGPIPE,
+    signal.SIGURG,
+    signal.SIGWINCH,
+)  # they concern this process, as with podman
+_FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)  # handled, they would repeat for ever
+NOT_FORWARDED: Final = frozenset((*_UNCATCHABLE, *_OWN, *_FAULTS))
 
 
 @contextlib.contextmanager

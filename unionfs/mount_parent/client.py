@@ -217,7 +217,8 @@ _NOT_FORWARDED = frozenset(
         *(_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL),  # faults of this process
     )
 )
-"""Signals that are not forwarded. launcher.run gets all others, and forwards them to the container."""
+"""As launcher.signal_pipe.NOT_FORWARDED, which is not imported here. launcher.run gets all others, and forwards them
+to the container."""
 IGNORED_BY_PYTHON = frozenset((_signal.SIGPIPE, _signal.SIGXFSZ))
 """Signals that Python ignores at its start, whatever the caller does."""
 _OWN_FAILURE = 125

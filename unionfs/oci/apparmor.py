@@ -22,15 +22,15 @@ def is_enabled() -> bool:
 
 
 def check(profile: str) -> None:
-    """Refuse a profile where there is no AppArmor. Raises: OciError."""
+    """Refuse a profile if the kernel has no AppArmor. Raises: OciError."""
     if profile and not is_enabled():
         raise OciError("process.apparmorProfile: apparmor: config provided but apparmor not supported on this machine")
 
 
 def open_label(profile: str) -> tuple[int, str] | None:
-    """Open where this process writes the profile that its next exec(2) changes to; None without a profile.
+    """Open the file to which this process writes the profile that its next exec(2) changes to; None without a profile.
 
-    Only the process that opens the file may write to it. Raises: OciError, also where /proc is something else.
+    Only the process that opens the file may write to it. Raises: OciError, also if /proc is no procfs.
     """
     for path in _ATTRIBUTES if profile else ():
         try:

@@ -1,4 +1,4 @@
-"""The step for a mount of type cgroup: the container's groups, shown where it expects those of the machine."""
+"""The step for a mount of type cgroup: shows the container's groups at the place of the machine's."""
 
 from __future__ import annotations
 

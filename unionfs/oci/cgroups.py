@@ -1,7 +1,7 @@
 """The control groups of a container: made, given limits, joined, frozen, listed and removed.
 
 On a machine with cgroup v1, or v1 and v2 together, the controllers of v1 are used, as runc does; else the one hierarchy
-of v2. Knows cgroups(7) and where it is mounted. A group is a directory in each hierarchy.
+of v2. Knows cgroups(7) and the mount table. A group is a directory in each hierarchy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FREEZING_S: Final = 10
 class Hierarchy(NamedTuple):
     """A mounted hierarchy of control groups."""
 
-    name: str  # its controllers with commas between them, name=X for one with none, UNIFIED
+    name: str  # its controllers separated by commas; name=X without controllers; UNIFIED
     mountpoint: str
     root: str  # the group that is mounted there
     own: str  # this process's group, from the root of the hierarchy
@@ -71,7 +71,7 @@ def hierarchies() -> list[Hierarchy]:
 
 
 class Cgroup:
-    """The control group of one container, in those hierarchies in which it has one."""
+    """The control group of one container, in the hierarchies in which it exists."""
 
     def __init__(self, directories: dict[str, str]) -> None:
         self.directories: Final = directories  # by Hierarchy.name
@@ -80,7 +80,7 @@ class Cgroup:
     def create(cls, path: str, identity: str, *, tolerant: bool, report: Report) -> Cgroup:
         """Make the group `path` of config.json, for the container `identity`.
 
-        Where we may not, a `tolerant` call leaves the hierarchy out. Raises: OciError.
+        With `tolerant`, hierarchies in which this process may not make a group are left out. Raises: OciError.
         """
         made = {}
         for hierarchy in hierarchies():
@@ -107,7 +107,7 @@ class Cgroup:
         return None
 
     def add(self, pid: int, *, tolerant: bool) -> None:
-        """Move a process into the group. Raises: OciError; where it is `tolerant`, only for unusual errors."""
+        """Move a process into the group. Raises: OciError; with `tolerant` only for unusual errors."""
         for name, directory in list(self.directories.items()):
             try:
                 _write(os.path.join(directory, "cgroup.procs"), str(pid))
@@ -119,9 +119,9 @@ class Cgroup:
                 del self.directories[name]
 
     def apply(self, wanted: Field, *, tolerant: bool, report: Report, with_devices: bool = True) -> None:
-        """Set the limits that `linux.resources` asks for, where the group is ours.
+        """Set the limits of `linux.resources` in the hierarchies in which the group exists.
 
-        Raises: OciError when the kernel refuses; where it is `tolerant`, what cannot be set is a warning.
+        Raises: OciError when the kernel refuses; with `tolerant` limits that cannot be set are warnings.
         """
         for setting in resources.settings(wanted, unified=self._is_v2()):
             directory = self.of(setting.controller)
@@ -201,7 +201,7 @@ class Cgroup:
     def remove(self) -> None:
         """Remove the group, and groups that were made below it. Preconditions: no process is in it for long.
 
-        Raises: OciError when one is all the same.
+        Raises: OciError if it still has processes.
         """
         for directory in set(self.directories.values()):
             deadline = time.monotonic() + _REMOVING_S
@@ -230,7 +230,7 @@ def _make(directory: str, hierarchy: Hierarchy) -> None:
 
 
 def _delegate(mountpoint: str, directory: str, missing: Iterable[str]) -> None:
-    """Let the groups from the root down to the parent of `directory` have controllers below them, as far as we may."""
+    """Enable the controllers in the groups from the root down to the parent of `directory`, as far as permitted."""
     new, below = set(missing), os.path.relpath(os.path.dirname(directory), mountpoint)
     names = [] if below == "." else below.split("/")
     for depth in range(len(names) + 1):
@@ -248,7 +248,7 @@ def _enable_controllers(directory: str) -> None:
 
 
 def _inherit_cpuset(directory: str) -> None:
-    """A new group of v1 has no processors and no memory nodes, and takes no process until it has."""
+    """Give a new group of v1 the processors and memory nodes of its parent: without them it takes no process."""
     for name in ("cpuset.cpus", "cpuset.mems"):
         with open(os.path.join(os.path.dirname(directory), name), encoding="ascii") as file:
             inherited = file.read().strip()

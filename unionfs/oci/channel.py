@@ -1,8 +1,8 @@
 """Messages between a command of the runtime and the processes that it forks: JSON objects in packets.
 
-Sent by them: `user` (they wait for ids), `daemon` (the pid of a union's daemon), `group` (they wait to be moved into
-control groups), `pid` (of the container's process), `mounted` (they wait for hooks), `ready`, `warning`, `error`. Sent
-to them: `go`, with the pid of the container's process.
+The processes send: `user` (they wait for ids), `daemon` (the pid of a union's daemon), `group` (they wait to be moved
+into control groups), `pid` (of the container's process), `mounted` (they wait for hooks), `ready`, `warning`, `error`.
+The command sends: `go`, with the pid of the container's process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Channel:
         return message
 
     def wait_for_go(self) -> dict[str, Any]:
-        """Wait for the answer after which we continue. Raises: OciError if the command has ended."""
+        """Wait for `go`. Raises: OciError if the command has ended."""
         message = self.receive()
         if message is None:
             raise OciError("the command that creates the container has ended")

@@ -1,7 +1,8 @@
-"""The processes between a command of the runtime and the container's process: namespaces are made, then they end.
+"""The process between a command of the runtime and the container's process: it makes the namespaces, forks, and ends.
 
-A process that joins or makes a pid namespace is not in it, its children are. So one process makes the namespaces, forks
-the container's process and ends. That one is then a child of the subreaper above the runtime, which waits for it.
+A process that joins or makes a pid namespace is not in it, but its children are. So one process makes the namespaces,
+forks the container's process and ends. The container's process is then a child of the subreaper above the runtime,
+which waits for it.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ _LAST_ONES: Final = (CLONE_NEWCGROUP, CLONE_NEWPID)
 _LAST: Final = CLONE_NEWCGROUP | CLONE_NEWPID
 
 
-class Between(NamedTuple):
-    """What the process in between has to do."""
+class Intermediate(NamedTuple):
+    """The task of the process in between."""
 
     joined: namespaces.Joined
     config: Config | None  # of new namespaces; None: only those that are joined
-    prepare: Callable[[], None]  # in the container's user and mount namespaces, in the pid namespace of the host
+    prepare: Callable[[], None]  # called in the container's user and mount namespaces, in the pid namespace of the host
     kept: tuple[int, ...]  # descriptors that `body` needs
-    preserved: int  # as many from 3 on are the command's
+    preserved: int  # number of descriptors from 3 on that the command gets
 
 
-def fork(between: Between, body: Body, channel: Channel, ours: Channel) -> int:
+def fork(intermediate: Intermediate, body: Body, channel: Channel, ours: Channel) -> int:
     """Fork the process in between, whose child runs `body`. Returns its pid. `ours` is the caller's end."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -44,20 +45,20 @@ def fork(between: Between, body: Body, channel: Channel, ours: Channel) -> int:
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _run(between, body, channel)
+        _run(intermediate, body, channel)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     channel.close()
     return pid
 
 
-def _run(between: Between, body: Body, channel: Channel) -> NoReturn:
+def _run(intermediate: Intermediate, body: Body, channel: Channel) -> NoReturn:
     try:
         reset_signals()
         process.hide_command_line()
         process.close_others(
-            (channel.fileno(), *between.joined.fds.values(), *between.kept), preserved=between.preserved
+            (channel.fileno(), *intermediate.joined.fds.values(), *intermediate.kept), preserved=intermediate.preserved
         )
-        _make_namespaces(between, channel)
+        _make_namespaces(intermediate, channel)
         pid = os.fork()
         if pid == 0:
             body()
@@ -73,12 +74,13 @@ def _run(between: Between, body: Body, channel: Channel) -> NoReturn:
         os._exit(1)
 
 
-def _make_namespaces(between: Between, channel: Channel) -> None:
-    """First those that ids depend on, last those that depend on where this process is and what it has started."""
-    if "mount" in between.joined.fds:
+def _make_namespaces(intermediate: Intermediate, channel: Channel) -> None:
+    """Make the namespaces: first those that ids depend on, last those that depend on this process's control groups and
+    children."""
+    if "mount" in intermediate.joined.fds:
         process.forbid_imports()
-    between.joined.enter()
-    config = between.config
+    intermediate.joined.enter()
+    config = intermediate.config
     wanted = namespaces.flags_of_new(config) if config else 0
     namespaces.make(wanted & _FIRST)
     channel.send("user")
@@ -88,8 +90,8 @@ def _make_namespaces(between: Between, channel: Channel) -> None:
     namespaces.make(wanted & ~_FIRST & ~_LAST)
     if config and wanted & CLONE_NEWNS:
         root.separate_mounts(config)
-    between.prepare()
+    intermediate.prepare()
     channel.send("group")
-    channel.wait_for_go()  # in the control groups, of which a new namespace has the root
+    channel.wait_for_go()  # after this process is in the control groups: they are the root of a new cgroup namespace
     for kind in _LAST_ONES:
         namespaces.make(wanted & kind)

@@ -1,8 +1,8 @@
 """config.json and process.json of the OCI runtime specification as checked, immutable values. Pure.
 
-Raises `OciError` with the path of the field: what is of a wrong type, what the specification does not allow, and what
-it has and this runtime does not. Names that the specification does not have are ignored, as it demands.
-Source: OCI runtime specification 1.2, config.md and config-linux.md.
+Raises `OciError` with the path of the field: for values of a wrong type, for values that the specification does not
+allow, and for features that this runtime does not have. Names that the specification does not have are ignored, as it
+demands. Source: OCI runtime specification 1.2, config.md and config-linux.md.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class User(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A command and all that is set for it before it is executed."""
+    """A command, and the attributes of its process."""
 
     args: tuple[str, ...]  # not empty
     env: tuple[str, ...]  # NAME=VALUE
@@ -106,12 +106,12 @@ class Config(NamedTuple):
     gids: IdRanges
     devices: tuple[Device, ...]
     cgroups_path: str
-    resources: Field  # looked at by `oci.resources`
+    resources: Field  # checked by `oci.resources`
     root_propagation: str
     masked: tuple[str, ...]
     frozen: tuple[str, ...]  # readonlyPaths
     sysctls: dict[str, str]
-    seccomp: Field  # looked at by `oci.seccomp`
+    seccomp: Field  # checked by `oci.seccomp`
     time_offsets: dict[str, tuple[int, int]]  # clock -> seconds, nanoseconds
     personality: str  # LINUX32, LINUX or empty
 

@@ -1,4 +1,4 @@
-"""Create a container: everything of it is made, and its process waits to be started."""
+"""Create a container: make its namespaces, root and control groups, and a process that waits to be started."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unionfs.oci.union_root import UnionRoot
 
 
 class Options(NamedTuple):
-    """How the command line asks for a container."""
+    """The flags of the command line for a new container."""
 
     root: str  # of the state
     identity: str
@@ -32,7 +32,7 @@ class Options(NamedTuple):
     pivot: bool = True
     new_keyring: bool = True
     preserve_fds: int = 0
-    tolerant: bool | None = None  # of control groups that cannot be used; None: without root
+    tolerant: bool | None = None  # whether missing permissions for control groups are ignored; None: only without root
 
 
 def create(options: Options, report: Report, send_console: process.SentConsole | None = None) -> Container:
@@ -117,7 +117,7 @@ class _Creation:
         with self._container.listen() as listener:
             task = self._task(send_console, self._container_state(), listener)
             mount = self._mount_union(theirs)
-            between = child.Between(joined, config, mount, tuple(task.descriptors()), self._preserved)
+            between = child.Intermediate(joined, config, mount, tuple(task.descriptors()), self._preserved)
             middle = child.fork(between, lambda: init.run(task, theirs), theirs, ours)
         if send_console:
             send_console.connection.close()
@@ -132,14 +132,14 @@ class _Creation:
             write_pid_file(self._options.pid_file, self._saved.pid)
 
     def _mount_union(self, theirs: Channel) -> Callable[[], None]:
-        """What mounts the union that is the root filesystem, in the process in between."""
+        """The function that mounts the union of the root filesystem, in the process in between."""
         union, saved, log = self._union, self._saved, os.path.join(self._container.directory, "daemon.log")
         if union is None:
             return lambda: None
         return lambda: theirs.send("daemon", pid=union_root.mount(union, saved.rootfs, log))
 
     def undo(self) -> None:
-        """Remove all that was made. Errors are ignored: the failure of the creation is reported."""
+        """Remove the parts made so far. Errors are ignored: the failure of the creation is reported."""
         if self._saved.pid and state.start_time(self._saved.pid) == self._saved.started_at:
             with contextlib.suppress(OSError):
                 os.kill(self._saved.pid, signal.SIGKILL)
@@ -173,7 +173,7 @@ class _Creation:
         )
 
     def _attend(self, ours: Channel, middle: int) -> None:
-        """Do what the container's process asks for, until it is ready."""
+        """Handle the messages of the container's process until it is ready."""
         while True:
             message = ours.receive()
             if message is None:
@@ -240,7 +240,7 @@ def make_mountpoint(rootfs: str) -> None:
 def make_privileges(
     wanted: Process | None, profile: Field, shown: dict[str, Any], *, preserved: int, new_keyring: bool
 ) -> process.Privileges:
-    """What a process needs besides its configuration. Raises: OciError."""
+    """The privileges and descriptors of a process besides its configuration. Raises: OciError."""
     notifier = None
     if profile and seccomp.notifies(profile):
         connection = process.connect(profile["listenerPath"].text(), "seccomp listener")
@@ -251,7 +251,7 @@ def make_privileges(
 
 
 def raise_limits(pid: int, wanted: Process) -> None:
-    """Raise the hard limits of a process as far as it will set them. Only root may. Raises: OciError."""
+    """Raise the hard limits of a process to those that it will set; only root may do so. Raises: OciError."""
     for limit in wanted.limits:
         number = LIMITS[limit.name]
         try:
@@ -276,7 +276,7 @@ def set_oom_score(pid: int, score: int, *, tolerant: bool, report: Report) -> No
 
 
 def write_pid_file(path: str, pid: int) -> None:
-    """Write the pid, all of it or nothing. Raises: OciError."""
+    """Write the pid atomically. Raises: OciError."""
     directory, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(directory, f".{name}")
     try:

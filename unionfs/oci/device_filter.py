@@ -1,4 +1,5 @@
-"""Which devices the processes of a group of cgroup v2 may use: a BPF program (BPF_PROG_TYPE_CGROUP_DEVICE).
+"""The BPF program (BPF_PROG_TYPE_CGROUP_DEVICE) that decides which devices the processes of a group of cgroup v2 may
+use.
 
 Sources: bpf(2), <linux/bpf.h>, the kernel's document cgroup-v2, "Device controller". A program loads the kind of the
 device, the access and the numbers, compares them with one rule after the other, and returns whether it is allowed.
@@ -34,7 +35,7 @@ _ACCESSES: Final = {"m": 1, "r": 2, "w": 4}  # BPF_DEVCG_ACC_*
 
 
 def attach(directory: str, rules: Sequence[DeviceRule]) -> None:
-    """Let these rules hold for the group. Raises: EPERM without CAP_SYS_ADMIN, ENOSYS, EINVAL."""
+    """Apply the rules to the group. Raises: EPERM without CAP_SYS_ADMIN, ENOSYS, EINVAL."""
     code = ctypes.create_string_buffer(assemble(rules))
     count = (len(code) - 1) // _INSTRUCTION.size
     load = struct.pack(
@@ -62,7 +63,7 @@ def attach(directory: str, rules: Sequence[DeviceRule]) -> None:
 
 
 def assemble(rules: Sequence[DeviceRule]) -> bytes:
-    """The program: the last rule that fits decides, so it is asked first. Without one that fits, nothing is allowed."""
+    """The program. The last matching rule decides, so it is compared first. If none matches, access is denied."""
     program = [
         (_LOAD_WORD, _KIND, _CONTEXT, 0, 0),
         (_MOVE_REGISTER, _ACCESS, _KIND, 0, 0),
@@ -74,7 +75,7 @@ def assemble(rules: Sequence[DeviceRule]) -> bytes:
     for rule in reversed(rules):
         program += _rule(rule)
         if str(rule) == "a":
-            break  # it fits always, and the kernel refuses a program with instructions that are never reached
+            break  # it always matches, and the kernel refuses a program with unreachable instructions
     else:
         program += _return(False)
     return b"".join(
@@ -87,14 +88,14 @@ _Instruction = tuple[int, int, int, int, int]
 
 
 def _rule(rule: DeviceRule) -> list[_Instruction]:
-    """Compare with a rule; where it does not fit, go on behind it."""
+    """The comparison with a rule; if it does not match, the program continues behind it."""
     tests: list[_Instruction] = []
     if rule.kind != "a":
         tests.append((_NOT_EQUAL, _KIND, 0, 0, _KINDS[rule.kind]))
     mask = sum(_ACCESSES[letter] for letter in set(rule.access))
     if mask != sum(_ACCESSES.values()) and rule.kind != "a":
         tests += [(_MOVE_REGISTER, _SCRATCH, _ACCESS, 0, 0), (_AND, _SCRATCH, 0, 0, mask)]
-        # An allowance must have all that is asked for, a refusal any of it.
+        # A rule that allows must contain all requested accesses, a rule that denies any of them.
         tests.append((_NOT_EQUAL_REGISTER, _SCRATCH, _ACCESS, 0, 0) if rule.allow else (_EQUAL, _SCRATCH, 0, 0, 0))
     for register, number in ((_MAJOR, rule.major), (_MINOR, rule.minor)):
         if number is not None and rule.kind != "a":

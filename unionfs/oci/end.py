@@ -1,4 +1,4 @@
-"""End containers: signals to their processes, and the removal of all that they had."""
+"""End containers: send signals to their processes, and remove all their parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def signal_number(text: str) -> int:
 
 
 def kill(container: Container, number: int, *, all_processes: bool) -> None:
-    """Send a signal to the container's process, or to all that it has. Raises: OciError."""
+    """Send a signal to the container's first process, or to all its processes. Raises: OciError."""
     with container.locked():
         saved, config = container.load(), container.config()
         status = state.status_of(container, saved)
@@ -58,7 +58,7 @@ def delete(container: Container, report: Report, *, force: bool) -> None:
         if not force:
             raise
         with contextlib.suppress(OciError):
-            container.remove()  # one that never had a state
+            container.remove()  # a container without a state
 
 
 def _delete(container: Container, report: Report, *, force: bool) -> None:
@@ -93,7 +93,7 @@ def _destroy(container: Container, saved: Saved, config: Config, report: Report)
 
 
 def _kill_the_rest(saved: Saved) -> None:
-    """Kill what the container has left: in a shared pid namespace its processes do not end with the first one."""
+    """Kill the remaining processes: in a shared pid namespace they do not end with the first one."""
     deadline = time.monotonic() + _ENDING_S
     while (pids := Cgroup(saved.cgroups).pids()) and time.monotonic() < deadline:
         for pid in pids:
@@ -103,7 +103,8 @@ def _kill_the_rest(saved: Saved) -> None:
 
 
 def _end_daemon(saved: Saved) -> None:
-    """Wait for the daemon of the container's union, which ends with the last process of its mount namespace."""
+    """Wait for the end of the daemon of the container's union, which ends with the last process of its mount
+    namespace."""
     if saved.daemon and not _wait_until_ended(saved.daemon, saved.daemon_started_at):
         raise OciError(f"the daemon of the union {saved.rootfs}, process {saved.daemon}, does not end")
 

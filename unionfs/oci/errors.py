@@ -1,4 +1,4 @@
-"""How a command of the OCI runtime fails."""
+"""The failures of a command of the OCI runtime."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 
 
 class OciError(Exception):
-    """A command failed; `str()` is the whole message, in the words of runc where engines look for them."""
+    """A command failed; `str()` is the whole message, in the words of runc if engines search for them."""
 
     @classmethod
     def of(cls, what: str, error: OSError) -> OciError:
-        """`what` failed as `error` says."""
+        """Make the failure of `what` from `error`."""
         named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         return cls(f"{what}: {named}{(error.strerror or str(error)).lower()}")
 

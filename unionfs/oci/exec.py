@@ -1,4 +1,4 @@
-"""Execute one more process in a container that runs."""
+"""Execute one more process in a running container."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FAILED: Final = 1
 
 
 class Request(NamedTuple):
-    """What is asked for besides the process itself."""
+    """The flags of the command `exec`, besides the process itself."""
 
     detach: bool
     console_socket: str = ""
@@ -68,7 +68,7 @@ class _Execution:
         privileges = create.make_privileges(wanted, self._config.seccomp, shown, preserved=preserved, new_keyring=False)
         ours, theirs = channel.make()
         kept = [*privileges.descriptors(), *([sent.connection.fileno()] if sent else [])]
-        between = child.Between(joined, None, lambda: None, tuple(kept), preserved)
+        between = child.Intermediate(joined, None, lambda: None, tuple(kept), preserved)
 
         def body() -> NoReturn:
             _run_process(wanted, privileges, sent, theirs)
@@ -96,7 +96,7 @@ class _Execution:
         return None
 
     def _attend(self, ours: Channel, middle: int) -> None:
-        """Do what the processes ask for, until the command was executed: then all other ends are closed."""
+        """Handle the messages of the processes until the command was executed: then all other ends are closed."""
         while True:
             message = ours.receive()
             if message is None:
@@ -143,9 +143,9 @@ def _below(groups: dict[str, str], wanted: tuple[str, ...]) -> dict[str, str]:
 def _run_process(
     wanted: Process, privileges: process.Privileges, sent: process.SentConsole | None, theirs: Channel
 ) -> NoReturn:
-    """In the container's namespaces and root: become the command."""
+    """In the container's namespaces and root: execute the command."""
     try:
-        set_dumpable(False)  # no process in the container may trace us
+        set_dumpable(False)  # no process in the container may trace this one
         os.setsid()
         label = apparmor.open_label(wanted.apparmor_profile)
         theirs.send("mounted")

@@ -1,4 +1,4 @@
-"""The process that `exec` is asked for: process.json, or that of the container with other words."""
+"""The process of `exec`: that of process.json, or the container's own with changes by flags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unionfs.oci.state import Container
 
 
 class Overrides(NamedTuple):
-    """Flags of the command line; empty: as the container's own process."""
+    """Flags of the command line; empty: the value of the container's own process."""
 
     args: tuple[str, ...]
     cwd: str

@@ -1,4 +1,4 @@
-"""Values of a JSON document with their paths in it, so that what is wrong can be named. Pure.
+"""Values of a JSON document with their paths in it, so that errors can name the field. Pure.
 
 As in Go's decoders, which engines write for, null is an absent value, and unknown names are ignored.
 """
@@ -31,11 +31,11 @@ class Field:
         return Field(members.get(name), f"{self.path}.{name}" if self.path else name)
 
     def __bool__(self) -> bool:
-        """Whether it is there."""
+        """Whether the value is present."""
         return self.value is not None
 
     def text(self, default: str | None = None) -> str:
-        """A string without NUL. Raises: OciError when it is something else, or absent without a default."""
+        """A string without NUL. Raises: OciError for another value, or if it is absent without a default."""
         found: str = self._of(str, default)
         if "\0" in found:
             raise self.wrong("contains a NUL")
@@ -61,7 +61,7 @@ class Field:
         return tuple(item.text() for item in self.items())
 
     def members(self) -> dict[str, Field]:
-        """The members of an object that are there, by name."""
+        """The present members of an object, by name."""
         return {name: self[name] for name in self._of(dict, {}) if self[name]}
 
     def word(self, allowed: tuple[str, ...], default: str | None = None) -> str:
@@ -72,7 +72,7 @@ class Field:
         return found
 
     def wrong(self, why: str) -> OciError:
-        """The error that this value is wrong."""
+        """The error for this value, with the reason `why`."""
         return OciError(f"{self.path or 'the document'}: {why}")
 
     def _of(self, kind: type, default: Any) -> Any:

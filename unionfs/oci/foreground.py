@@ -1,21 +1,14 @@
-"""Wait for a container's process as its parent: signals are passed on, and a terminal is relayed to ours."""
+"""Wait for a container's process as its parent, forward signals to it, and relay its terminal to ours."""
 
 from __future__ import annotations
 
 import os
 import select
 import signal
-from typing import Final
 
 from unionfs.launcher.init import exit_status
-from unionfs.launcher.signal_pipe import signals_readable
+from unionfs.launcher.signal_pipe import NOT_FORWARDED, signals_readable
 from unionfs.launcher.terminal import ConsoleSocket, Relay
-
-_NOT_FORWARDED: Final = {
-    *(signal.SIGKILL, signal.SIGSTOP),  # cannot be caught
-    *(signal.SIGCHLD, signal.SIGPIPE, signal.SIGURG),  # about this process
-    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),  # a fault of this process
-}
 
 
 def wait(pid: int, console: ConsoleSocket | None) -> int:
@@ -23,7 +16,7 @@ def wait(pid: int, console: ConsoleSocket | None) -> int:
     pid_fd = os.pidfd_open(pid)
     relay = _relay(console)
     try:
-        with signals_readable(signal.valid_signals() - _NOT_FORWARDED) as signals_fd:
+        with signals_readable(signal.valid_signals() - NOT_FORWARDED | {signal.SIGWINCH}) as signals_fd:
             while True:
                 wanted = relay.wanted() if relay else {}
                 ready = _poll({**wanted, pid_fd: select.POLLIN, signals_fd: select.POLLIN})

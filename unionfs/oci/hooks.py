@@ -16,7 +16,7 @@ from unionfs.oci.report import Report
 
 
 def run(name: str, wanted: Iterable[Hook], state: Mapping[str, Any]) -> None:
-    """Run these hooks in order. Raises: OciError at the first that fails, with what it said."""
+    """Run these hooks in order. Raises: OciError for the first that fails, with its output."""
     text = json.dumps(state).encode()
     for position, hook in enumerate(wanted):
         why = hooks.run(hook, text)
@@ -25,7 +25,7 @@ def run(name: str, wanted: Iterable[Hook], state: Mapping[str, Any]) -> None:
 
 
 def run_late(name: str, wanted: Iterable[Hook], state: Mapping[str, Any], report: Report) -> None:
-    """Run hooks whose failure is only a warning: the container runs or has ended already."""
+    """Run hooks whose failure is only a warning, since the container runs or has ended already."""
     text = json.dumps(state).encode()
     for position, hook in enumerate(wanted):
         why = hooks.run(hook, text)

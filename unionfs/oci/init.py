@@ -1,4 +1,4 @@
-"""The container's process before it executes its command: it makes the root, waits to be started, and becomes the
+"""The container's process before it executes its command: it makes the root, waits to be started, and executes the
 command.
 
 It is process 1 if the container has a pid namespace of its own. It runs in the container but has the host's interpreter
@@ -31,7 +31,7 @@ _FAILED: Final = 1
 
 
 class Task(NamedTuple):
-    """What the container's process is given. Made by the command that creates the container."""
+    """The input of the container's process, made by the command that creates the container."""
 
     config: Config
     bundle: str
@@ -41,8 +41,8 @@ class Task(NamedTuple):
     pivot: bool
     privileges: process.Privileges
     console: process.SentConsole | None
-    listener: socket.socket  # at which the command to start connects
-    state: dict[str, Any]  # as hooks get it, without the pid
+    listener: socket.socket  # the socket to which the command `start` connects
+    state: dict[str, Any]  # in the form for hooks, without the pid
 
     def descriptors(self) -> list[int]:
         """Descriptors that the task needs."""
@@ -67,7 +67,7 @@ def run(task: Task, channel: Channel) -> NoReturn:
 def _prepare_and_run(task: Task, channel: Channel) -> NoReturn:
     config, privileges = task.config, task.privileges
     process.forbid_imports()
-    set_dumpable(False)  # no process in the container may trace us
+    set_dumpable(False)  # no process in the container may trace this one
     os.setsid()
     os.umask(0o022)
     if config.process:
@@ -111,7 +111,7 @@ def _wait_and_execute(task: Task, program: str, state: dict[str, Any]) -> NoRetu
         connection, _ = task.listener.accept()
         if connection.recv(1):
             break
-        connection.close()  # the command ended before it said anything
+        connection.close()  # the command ended before it sent a byte
     try:
         hooks.run("startContainer", task.config.hooks["startContainer"], state)
         reset_signals()

@@ -69,7 +69,7 @@ WORDS: Final = tuple(sorted((*_FLAGS, *PROPAGATION, *_BINDS, _COPY_UP, *(f"r{wor
 
 
 class MountOptions(NamedTuple):
-    """What the words mean, in their order: a later one wins."""
+    """The meaning of a list of words; a later word has priority."""
 
     is_bind: bool = False
     is_recursive: bool = False  # rbind
@@ -78,7 +78,7 @@ class MountOptions(NamedTuple):
     recursive_set: int = 0  # MS_* to set on the mount and all below it
     recursive_cleared: int = 0
     propagation: tuple[int, ...] = ()  # MS_*, perhaps with MS_REC, in order
-    copies_up: bool = False  # tmpcopyup: a tmpfs begins with what was at its mountpoint
+    copies_up: bool = False  # tmpcopyup: a tmpfs begins with a copy of the directory at its mountpoint
     data: tuple[str, ...] = ()  # for the filesystem
 
 

@@ -1,7 +1,7 @@
 """Steps that make the mounts, devices and hidden paths of config.json. They are steps of `launcher.steps`.
 
-Each opens what it needs of the host while the root is still the host's; what it does with paths of the container it
-does in the container's root, so that no symlink there leads out of it.
+Each opens files of the host while the root is still the host's, and resolves paths of the container only in the
+container's root, so that no symlink there leads out of it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ _FILES_OF_PROC: Final = frozenset(
         *("sys/crypto/fips_enabled", "sys/kernel/ns_last_pid"),
     )
 )
-"""Files of /proc that may be mounted over: they describe the machine. Over others, a container would be deceived, and
-this runtime, too (CVE-2019-16884)."""
+"""Files of /proc that may be mounted over: they describe the machine. Mounts over other files of /proc would deceive
+the container and this runtime (CVE-2019-16884)."""
 
 
 class BindMount(NamedTuple):
@@ -101,7 +101,7 @@ class FilesystemMount(NamedTuple):
         try:
             mount(self.source or self.kind, target, self.kind, flags, ",".join(self.options.data))
             if self.kind == "tmpfs" and not any(word.startswith("mode=") for word in self.options.data):
-                os.chmod(target, stat.S_IMODE(os.fstat(covered).st_mode))  # that of what it covers, as runc has it
+                os.chmod(target, stat.S_IMODE(os.fstat(covered).st_mode))  # as with runc
             if self.kind == "tmpfs" and self.options.copies_up:
                 copy_tree(covered, target)
         finally:
@@ -144,7 +144,7 @@ class Devices(NamedTuple):
 
 
 class DeviceLinks(NamedTuple):
-    """Make the symlinks that programs expect in /dev. What is there already stays, but for /dev/ptmx."""
+    """Make the symlinks that programs expect in /dev. Existing entries stay, except /dev/ptmx."""
 
     def describe(self) -> str:
         return "make the links in /dev"
@@ -158,7 +158,7 @@ class DeviceLinks(NamedTuple):
 
 
 class MaskPaths(NamedTuple):
-    """Cover files with /dev/null and directories with an empty one; what is missing is left out."""
+    """Cover files with /dev/null and directories with an empty one; missing paths are skipped."""
 
     paths: tuple[str, ...]
 
@@ -185,7 +185,7 @@ class MaskPaths(NamedTuple):
 
 
 class FreezePaths(NamedTuple):
-    """Make paths read-only, with what is mounted below them; what is missing is left out."""
+    """Make paths read-only, with all mounts below them; missing paths are skipped."""
 
     paths: tuple[str, ...]
 
@@ -201,7 +201,7 @@ class FreezePaths(NamedTuple):
 
 
 class WorkingDirectory(NamedTuple):
-    """Make the working directory if it is missing. Where that fails, changing to it says why."""
+    """Make the working directory if it is missing. A failure is reported when the process changes to it."""
 
     path: str
 
@@ -232,7 +232,7 @@ def _allowed(target: str, *, is_proc: bool) -> str:
     resolved = os.path.realpath(target)
     if _is_in_proc(target) and not (resolved == "/proc" and is_proc) and resolved not in _FILES_OF_PROC:
         raise OSError(
-            errno.EPERM, "mounts in /proc are not allowed, but over the files that describe the machine", target
+            errno.EPERM, "mounts in /proc are not allowed, except over the files that describe the machine", target
         )
     return target
 

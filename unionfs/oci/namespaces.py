@@ -33,20 +33,20 @@ _FLAGS: Final = {
     "user": CLONE_NEWUSER, "network": CLONE_NEWNET, "ipc": CLONE_NEWIPC, "uts": CLONE_NEWUTS, "cgroup": CLONE_NEWCGROUP,
     "time": CLONE_NEWTIME, "pid": CLONE_NEWPID, "mount": CLONE_NEWNS,
 }  # fmt: skip
-"""In the order in which they are joined: the mount namespace last, since paths are those of the host before."""
-_FILES: Final = {"network": "net", "mount": "mnt"}  # names in /proc/PID/ns, where they differ from ours
+"""Kinds in the order in which they are joined: the mount namespace last, since until then paths are the host's."""
+_FILES: Final = {"network": "net", "mount": "mnt"}  # names in /proc/PID/ns that differ from those of the specification
 
 
 class Joined(NamedTuple):
-    """Namespaces to be joined: kind -> descriptor. Our own are not among them."""
+    """Namespaces to be joined: kind -> descriptor; without those in which this process is."""
 
     fds: dict[str, int]
 
     def enter(self) -> None:
         """Join all of them; as root of the user namespace, if one is among them. Raises: OciError.
 
-        A namespace may belong to the user namespace that is joined or to ours: those that are refused before are tried
-        again after it.
+        A namespace may belong to the user namespace that is joined or to ours: those that are refused at first are
+        tried again after the user namespace was joined.
         """
         left = dict(self.fds)
         user = left.pop("user", None)
@@ -73,7 +73,7 @@ def open_given(namespaces: Mapping[str, Namespace]) -> Joined:
 
 
 def open_of(pid: int, kinds: frozenset[str] = frozenset(_FLAGS)) -> Joined:
-    """Open the namespaces of a process, those that are not ours. Raises: OciError."""
+    """Open the namespaces of a process, without those in which this process is. Raises: OciError."""
     return _open({kind: f"/proc/{pid}/ns/{_FILES.get(kind, kind)}" for kind in _FLAGS if kind in kinds})
 
 
@@ -106,7 +106,7 @@ def _kind_of(fd: int) -> int:
 
 
 def flags_of_new(config: Config) -> int:
-    """The CLONE_NEW* of the namespaces that are to be made."""
+    """The CLONE_NEW* bits of the new namespaces."""
     return sum(_FLAGS[one.kind] for one in config.namespaces.values() if not one.path)
 
 
@@ -129,7 +129,7 @@ def become_root() -> None:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     except OSError as error:
-        raise OciError("the user namespace maps no user 0 or no group 0, which sets up the container") from error
+        raise OciError("the user namespace maps no user 0 or no group 0: the container cannot be set up") from error
 
 
 def write_ids(pid: int, config: Config) -> None:
@@ -141,7 +141,7 @@ def write_ids(pid: int, config: Config) -> None:
             _write_directly(pid, config)
             return
         single = len(config.uids) == len(config.gids) == 1 and config.uids[0].length == config.gids[0].length == 1
-        idmap.write(pid, idmap.NamespaceMap(config.uids, config.gids, "one id was asked for" if single else ""))
+        idmap.write(pid, idmap.NamespaceMap(config.uids, config.gids, "one id was requested" if single else ""))
     except OSError as error:
         raise OciError.of("mapping ids", error) from error
     except LaunchError as error:

@@ -1,4 +1,4 @@
-"""What a container's process does to itself before it executes its command: terminal, ids, limits, capabilities, exec.
+"""Prepare the container's own process for its command: terminal, ids, limits, capabilities; then execute it.
 
 It runs in the container's namespaces and root. `take_terminal`, then `become`, then, when the command is to start,
 `execute`. Until then the process keeps the capabilities that loading a seccomp filter needs.
@@ -58,14 +58,14 @@ class SentConsole(NamedTuple):
 
 
 class Notifier(NamedTuple):
-    """The connection to the process that answers intercepted system calls, and what it is told of the container."""
+    """The connection to the process that answers intercepted system calls, and the container's state for it."""
 
     connection: socket.socket
     metadata: str
     state: dict[str, Any]
 
     def send(self, listener: int) -> None:
-        """Send the descriptor of the filter, as config-linux.md, "The Container Process State", has it."""
+        """Send the descriptor of the filter, in the form of config-linux.md, "The Container Process State"."""
         message: dict[str, Any] = {"ociVersion": VERSION, "fds": ["seccompFd"], "pid": os.getpid(), "state": self.state}
         if self.metadata:
             message["metadata"] = self.metadata
@@ -74,7 +74,7 @@ class Notifier(NamedTuple):
 
 
 class Privileges(NamedTuple):
-    """What is needed besides the process's configuration. Made before the root changes."""
+    """Privileges and descriptors besides the process's configuration. Made before the root changes."""
 
     filter: Filter | None
     notifier: Notifier | None
@@ -94,7 +94,7 @@ def rows_and_columns(size: bytes) -> tuple[int, int]:
 
 
 def connect(path: str, what: str) -> socket.socket:
-    """Connect to a socket of our caller. Raises: OciError."""
+    """Connect to a socket of the caller. Raises: OciError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(path)
@@ -104,7 +104,8 @@ def connect(path: str, what: str) -> socket.socket:
 
 
 def check_preserved(count: int) -> int:
-    """How many descriptors from 3 on are passed: `count`, after those of socket activation. Raises: OciError."""
+    """The number of descriptors from 3 on that are passed: `count`, after those of socket activation. Raises:
+    OciError."""
     listening = os.environ.get("LISTEN_FDS", "")
     if listening.isdecimal() and os.environ.get("LISTEN_PID") == str(os.getpid()):
         count += int(listening)
@@ -118,7 +119,7 @@ def check_preserved(count: int) -> int:
 
 
 def forbid_imports() -> None:
-    """Let Python find no module any more: in the container's root it would find those of the container."""
+    """Disable further imports of Python: in the container's root they would import files of the container."""
     sys.path.clear()
     sys.path_importer_cache.clear()
 
@@ -141,7 +142,8 @@ def close_others(kept: Iterable[int], preserved: int) -> None:
 
 
 def take_terminal(process: Process, console: terminal.MasterSide | None, *, is_console: bool) -> None:
-    """Open a terminal and make it ours, or give pipes to the user. Preconditions: this process leads a session.
+    """Open a terminal and make it the controlling one, or give pipes to the user. Preconditions: this process leads a
+    session.
 
     Raises: OciError.
     """
@@ -242,7 +244,7 @@ def _check_directory() -> None:
 
 
 def _find_program(process: Process) -> str:
-    """The path of the command, looked for in PATH as a shell does. Raises: OciError in the words that engines know."""
+    """The path of the command, searched in PATH as a shell does. Raises: OciError in the words that engines know."""
     name = process.args[0]
     if "/" in name:
         if why := _why_not_executable(name):
@@ -300,7 +302,7 @@ def _set_capabilities(process: Process, permitted: int, warn: Callable[[str], No
     clear_ambient_set()
     for number in capabilities.NUMBERS.values():
         if wanted["ambient"] >> number & 1:
-            with contextlib.suppress(OSError):  # one that is not inheritable, or that the kernel does not know
+            with contextlib.suppress(OSError):  # not inheritable, or unknown to the kernel
                 raise_ambient(number)
 
 

@@ -1,6 +1,6 @@
-"""Where the runtime reports: the file of --log, as text or as JSON, a line for each message.
+"""The runtime's log: the file of --log, as text or as JSON, a line for each message.
 
-The form is that of runc, whose last line of level `error` engines show to their users.
+The form is that of runc; engines show the last line of level `error` to their users.
 """
 
 from __future__ import annotations

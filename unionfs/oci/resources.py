@@ -1,4 +1,4 @@
-"""`linux.resources` of config.json as files of control groups and what to write to them. Pure.
+"""`linux.resources` of config.json as files of control groups and the texts to write to them. Pure.
 
 Sources: OCI runtime specification, config-linux.md "Control groups"; the kernel's documents cgroup-v1 and cgroup-v2.
 The conversions from version 1 to version 2 are those that the OCI runtimes have agreed on (crun(1), "CGROUP V2").
@@ -21,12 +21,12 @@ _THROTTLES: Final = (
     ("throttleWriteIOPSDevice", "blkio.throttle.write_iops_device", "wiops"),
 )
 _DEFAULT_DEVICES: Final = (
-    *(("c", None, None, "m"), ("b", None, None, "m")),  # nodes may be made; opening them is another matter
+    *(("c", None, None, "m"), ("b", None, None, "m")),  # making nodes is allowed; opening them needs a further rule
     *(("c", 1, minor, "rwm") for minor in (3, 5, 7, 8, 9)),  # null, zero, full, random, urandom
     *(("c", 5, minor, "rwm") for minor in (0, 1, 2)),  # tty, console, ptmx
     ("c", 136, None, "rwm"),  # the terminals of devpts
 )
-"""Devices that every container may use, whatever its rules say: those that it is given."""
+"""Devices that every container may use, whatever its rules: those that every container has."""
 
 
 class Setting(NamedTuple):
@@ -39,7 +39,7 @@ class Setting(NamedTuple):
 
 
 class DeviceRule(NamedTuple):
-    """Whether processes may read (r), write (w) or make (m) devices. Of several rules that fit the last one decides."""
+    """Whether processes may read (r), write (w) or make (m) devices. The last matching rule decides."""
 
     allow: bool
     kind: str  # c, b, or a for both
@@ -48,18 +48,19 @@ class DeviceRule(NamedTuple):
     access: str  # letters of rwm
 
     def __str__(self) -> str:
-        """As the files of the controller `devices` take it."""
+        """The rule in the form of the files of the controller `devices`."""
         numbers = (("*" if number is None else str(number)) for number in (self.major, self.minor))
         return "a" if self.kind == "a" else f"{self.kind} {':'.join(numbers)} {self.access}"
 
 
 def settings(resources: Field, *, unified: bool) -> list[Setting]:
-    """What the resources ask for, in an order in which the kernel takes it. Raises: OciError."""
+    """The settings of the resources, in an order that the kernel accepts. Raises: OciError."""
     return list(_version_2(resources) if unified else _version_1(resources))
 
 
 def device_rules(resources: Field) -> list[DeviceRule]:
-    """The rules for devices: nothing is allowed but what they say, and what every container gets. Raises: OciError."""
+    """The rules for devices: first one that denies all, then those of the configuration, then those for every
+    container. Raises: OciError."""
     rules = [DeviceRule(False, "a", None, None, "rwm")]
     for item in resources["devices"].items():
         kind = item["type"].word(("a", "b", "c"), "a")

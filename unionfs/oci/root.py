@@ -1,6 +1,6 @@
-"""A container's root: its steps in order, entered for a while to make them, and then for good.
+"""A container's root: its steps in order. The process enters it to make them, returns, and enters it for good.
 
-host's root        what the steps need of the host is opened
+host's root        the steps open files and mounts of the host
 container's root   mounts, devices (as by chroot(2): the host's root can be returned to)
 host's root        hooks of the time before the root changes
 container's root   for good, by pivot_root(2); then paths are hidden and made read-only
@@ -69,7 +69,7 @@ class Root:
         self._change(self._host_fd)
 
     def enter(self, *, pivot: bool) -> None:
-        """Make it the root for good, and hide what is to be hidden. Raises: OciError, OSError."""
+        """Make it the root for good, and hide and protect paths. Raises: OciError, OSError."""
         os.fchdir(self._root_fd)
         if pivot:
             pivot_root(".", ".")  # the old root is now mounted over the new one
@@ -90,13 +90,14 @@ class Root:
 
 
 def separate_mounts(config: Config) -> None:
-    """In a new mount namespace: let mounts propagate as asked for; by default only from the host to us."""
+    """In a new mount namespace: set the configured propagation; by default mounts propagate only from the host to
+    us."""
     mount(None, "/", None, PROPAGATION.get(config.root_propagation, MS_SLAVE | MS_REC) | MS_REC)
 
 
 def _keep_from_host(rootfs: str) -> None:
-    """With a shared root, the mount that holds the root filesystem becomes private: what is mounted there would show
-    on the host, and pivot_root(2) refuses it."""
+    """With a shared root, make the mount that contains the root filesystem private: new mounts in it would show on the
+    host, and pivot_root(2) refuses a shared one."""
     holding = [
         one for one in mounts() if rootfs == one.mountpoint or f"{rootfs}/".startswith(f"{one.mountpoint.rstrip('/')}/")
     ]
@@ -133,7 +134,7 @@ def _steps(
 
 
 def _devices(config: Config) -> Iterator[Device]:
-    """The devices that every container has, and those that are asked for, which win."""
+    """The devices that every container has, and those of the configuration, which have priority."""
     given = {device.path for device in config.devices}
     for name, major, minor in _DEVICES:
         if f"/dev/{name}" not in given:

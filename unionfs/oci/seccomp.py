@@ -33,7 +33,7 @@ FLAGS: Final = {
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": libseccomp.ATTRIBUTE_NO_SPECULATION,
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": libseccomp.ATTRIBUTE_WAIT_KILLABLE,
 }
-IGNORED_FLAGS: Final = ("SECCOMP_FILTER_FLAG_TSYNC",)  # for threads, of which we have none
+IGNORED_FLAGS: Final = ("SECCOMP_FILTER_FLAG_TSYNC",)  # for threads; this process has only one
 _WITH_NUMBER: Final = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
 _NUMBER_MAX: Final = 0xFFFF
 _NOTIFY: Final = "SCMP_ACT_NOTIFY"
@@ -51,7 +51,7 @@ def build(profile: Field) -> Filter | None:
 
 
 def notifies(profile: Field) -> bool:
-    """Whether some system calls are to be answered by another process, at `listenerPath`. Raises: OciError."""
+    """Whether another process, at `listenerPath`, answers some system calls. Raises: OciError."""
     found = any(rule["action"].text("") == _NOTIFY for rule in profile["syscalls"].items())
     if found and not profile["listenerPath"]:
         raise profile.wrong(f"{_NOTIFY} needs a listenerPath")
@@ -63,7 +63,7 @@ def _build(profile: Field) -> Filter:
     if profile["defaultAction"].text() == _NOTIFY:
         raise profile["defaultAction"].wrong(f"{_NOTIFY} cannot be the default")
     built = Filter(default)
-    built.set_attribute(libseccomp.ATTRIBUTE_NO_NEW_PRIVS, 0)  # noNewPrivileges says whether
+    built.set_attribute(libseccomp.ATTRIBUTE_NO_NEW_PRIVS, 0)  # noNewPrivileges decides that
     for architecture in profile["architectures"].items():
         built.add_architecture(
             architecture.word(tuple(f"SCMP_ARCH_{one.upper()}" for one in ARCHITECTURES))[10:].lower()
@@ -94,7 +94,8 @@ def _action(field: Field, number: Field) -> int:
 
 
 def _alternatives(arguments: Field) -> list[list[Comparison]]:
-    """Conditions on different arguments must all hold; of several on one argument, one (as runc and crun have it)."""
+    """The alternatives of a rule: conditions on different arguments must all hold; of several conditions on one
+    argument, one must (as with runc and crun)."""
     comparisons = [
         Comparison(
             item["index"].number(least=0, most=5),

@@ -1,4 +1,4 @@
-"""What containers are: their state, their processes, all of them; and what this runtime can do."""
+"""Show the state and the processes of containers, and the features of this runtime."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def status(container: Container, saved: Saved) -> str:
 
 
 def state_of(container: Container) -> dict[str, Any]:
-    """What the command `state` prints. Raises: OciError."""
+    """The object that the command `state` prints. Raises: OciError."""
     saved = container.load()
     now = status(container, saved)
     shown = {"pid": 0, **state.as_json(saved, container.config(), now)}
@@ -33,7 +33,7 @@ def state_of(container: Container) -> dict[str, Any]:
 
 
 def states(root: str) -> list[dict[str, Any]]:
-    """The states of all containers; those that cannot be read are left out."""
+    """The states of all containers; unreadable ones are left out."""
     found = []
     for container in state.list_all(root):
         try:
@@ -53,7 +53,8 @@ def pids(container: Container) -> list[int]:
 
 
 def _pids_in_namespace(pid: int) -> list[int]:
-    """Without a control group: the processes with the pid namespace of the first one, if that is not ours."""
+    """The processes of a container without a control group: those in the pid namespace of the first one, unless this
+    process is in it, too."""
     try:
         wanted = os.stat(f"/proc/{pid}/ns/pid").st_ino
         if wanted == os.stat("/proc/self/ns/pid").st_ino:
@@ -71,7 +72,7 @@ def _pids_in_namespace(pid: int) -> list[int]:
 
 
 def features() -> dict[str, Any]:
-    """What the command `features` prints. Source: OCI runtime specification, features.md."""
+    """The object that the command `features` prints. Source: OCI runtime specification, features.md."""
     unified = all(one.name == "" for one in hierarchies())
     return {
         "ociVersionMin": _OLDEST,

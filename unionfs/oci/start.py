@@ -19,7 +19,7 @@ _WHY_NOT: Final = {
 
 
 def start(container: Container, report: Report) -> None:
-    """Let the container's process execute its command, and wait until it has. Raises: OciError."""
+    """Have the container's process execute its command, and wait for that. Raises: OciError."""
     with container.locked():
         saved, config = container.load(), container.config()
         status = state.status_of(container, saved)

@@ -1,6 +1,6 @@
 """The state of containers between the commands: a directory for each, below the runtime's root directory.
 
-    ROOT/ID/state.json     what is known of the container (`Saved`)
+    ROOT/ID/state.json     the state of the container (`Saved`)
     ROOT/ID/config.json    its configuration, as it was when the container was created
     ROOT/ID/start          the socket at which its process waits to be started; gone once it was
 
@@ -30,7 +30,7 @@ _SOCKET: Final = "start"
 
 
 class Saved(NamedTuple):
-    """What is known of a container besides its configuration. Immutable; written as JSON."""
+    """The state of a container besides its configuration. Immutable; written as JSON."""
 
     identity: str
     bundle: str  # absolute
@@ -39,7 +39,7 @@ class Saved(NamedTuple):
     pid: int  # of its first process
     started_at: int  # when that process was started, in clock ticks since the boot (proc_pid_stat(5), field 22)
     cgroups: dict[str, str]  # cgroups.Cgroup.directories
-    ready: bool  # its creation has come to its end
+    ready: bool  # its creation is complete
     tolerant: bool  # it may lack control groups
     daemon: int  # pid of the daemon of the union that is its root; 0: none
     daemon_started_at: int  # as started_at
@@ -49,7 +49,7 @@ class Container:
     """A container of the runtime, found by its id."""
 
     def __init__(self, root: str, identity: str) -> None:
-        """Raises: OciError for what is no id."""
+        """Raises: OciError for an invalid id."""
         if not _ID.fullmatch(identity) or identity in (".", ".."):
             raise OciError(f"invalid id format: {identity!r}")
         self.identity: Final = identity
@@ -110,7 +110,7 @@ class Container:
         return parse(load(os.path.join(self.directory, _CONFIG)))
 
     def listen(self) -> socket.socket:
-        """Listen for the command to start. Raises: OSError."""
+        """Listen for the command `start`. Raises: OSError."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with self._short_path() as path:
             listener.bind(path)
@@ -118,7 +118,7 @@ class Container:
         return listener
 
     def connect(self) -> socket.socket | None:
-        """Connect to the process that waits to be started; None when it does not wait (any more). Raises: OSError."""
+        """Connect to the process that waits to be started; None if it does not wait. Raises: OSError."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with self._short_path() as path:
@@ -131,7 +131,7 @@ class Container:
         return connection
 
     def is_waiting(self) -> bool:
-        """Whether the command to start it has not been given."""
+        """Whether the container has not been started yet."""
         return os.path.lexists(os.path.join(self.directory, _SOCKET))
 
     def note_started(self) -> None:
@@ -158,7 +158,7 @@ class Container:
 
 
 def default_root() -> str:
-    """Where the state is kept: below /run for root of the machine, else below $XDG_RUNTIME_DIR."""
+    """The default directory of the state: below /run for root of the machine, else below $XDG_RUNTIME_DIR."""
     runtime_directory = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime_directory and is_rootless():
         return os.path.join(runtime_directory, "unionfs-oci")
@@ -201,7 +201,7 @@ def start_time(pid: int) -> int | None:
 
 
 def status_of(container: Container, saved: Saved) -> str:
-    """creating, created, running or stopped. Whether it is paused only the control group knows (`show.status`)."""
+    """creating, created, running or stopped. Only the control group has whether it is paused (`show.status`)."""
     if not saved.pid or start_time(saved.pid) != saved.started_at:
         return "creating" if not saved.ready and not saved.pid else "stopped"
     if not saved.ready:
@@ -210,7 +210,7 @@ def status_of(container: Container, saved: Saved) -> str:
 
 
 def as_json(saved: Saved, config: Config, status: str) -> dict[str, Any]:
-    """The state as the specification has it: what hooks get, and, with more, what `state` prints."""
+    """The state in the form of the specification: for hooks, and, with more fields, for the command `state`."""
     return {
         "ociVersion": VERSION,
         "id": saved.identity,

@@ -16,7 +16,7 @@ _OF_UTS: Final = frozenset(("kernel.domainname", "kernel.hostname"))
 
 
 def check(config: Config) -> None:
-    """Refuse what would change the machine. Raises: OciError."""
+    """Refuse settings that would change the machine. Raises: OciError."""
     for name in config.sysctls:
         plain = name.replace("/", ".")
         kind = _namespace_of(plain)
@@ -29,7 +29,8 @@ def check(config: Config) -> None:
 
 
 def apply(settings: Mapping[str, str]) -> None:
-    """Write them, as a process in the container's namespaces, while /proc is still the host's. Raises: OciError."""
+    """Write the settings. Preconditions: in the container's namespaces, while /proc is still the host's. Raises:
+    OciError."""
     for name, value in settings.items():
         path = os.path.join("/proc/sys", name if "/" in name else name.replace(".", "/"))
         try:

@@ -9,10 +9,10 @@ import stat
 
 
 def copy_tree(source_fd: int, target: str) -> None:
-    """Copy what is in the directory `source_fd` into the directory `target`. Raises: OSError.
+    """Copy the content of the directory `source_fd` into the directory `target`. Raises: OSError.
 
-    Sockets are left out. Mountpoints below are copied with what is mounted on them. Preconditions: no process changes
-    either.
+    Sockets are left out. Mountpoints in it are copied with the mounted files. Preconditions: no process changes either
+    directory.
     """
     with os.scandir(source_fd) as found:
         names = [entry.name for entry in found]
@@ -47,7 +47,7 @@ def _copy(directory: int, name: str, target: str) -> None:
                 shutil.copyfileobj(file, out)
             os.chown(target, status.st_uid, status.st_gid)
         for attribute in os.listxattr(fd):
-            with contextlib.suppress(OSError):  # a tmpfs keeps few kinds
+            with contextlib.suppress(OSError):  # a tmpfs supports few kinds
                 os.setxattr(target, attribute, os.getxattr(fd, attribute))
         os.chmod(target, stat.S_IMODE(status.st_mode))
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""A bundle whose root filesystem is a union: its branches found, and the union mounted.
+"""A bundle whose root filesystem is a union: find its branches, and mount the union.
 
 The branches are named by annotations of config.json,
 
@@ -38,7 +38,7 @@ class UnionRoot(NamedTuple):
 
 
 def find(config: Config, bundle: str) -> UnionRoot | None:
-    """The union that the bundle asks for; None for an ordinary directory. Raises: OciError."""
+    """The union that the bundle describes; None for an ordinary directory. Raises: OciError."""
     path = os.path.join(bundle, FILE)
     annotated = config.annotations.get(_LOWERS, "")
     if annotated:
@@ -60,7 +60,7 @@ def mount(union: UnionRoot, mountpoint: str, log: str) -> int:
     """Mount the union at `mountpoint`, and return the daemon's pid. Raises: OciError.
 
     Preconditions: root of the container's user namespace, in its mount namespace and the host's pid namespace. `log`
-    gets what the daemon has to say.
+    gets the daemon's messages.
     """
     try:
         work = union.work

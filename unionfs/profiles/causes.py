@@ -1,8 +1,8 @@
-"""Why a job on a union took its time, and what would help. Pure.
+"""The causes of a job's time on a union, and remedies. Pure.
 
-Each cause is counted from the recording; what its remedy would save is what was counted or measured for it, never an
-estimate: the requests that would not be sent, the bytes that would not be copied, and the seconds that programs waited
-for them. Requests may belong to several causes, so the savings cannot be added up.
+Each cause is counted from the recording. The savings of its remedy are counted or measured, never estimated: the
+requests that would not be sent, the bytes that would not be copied, and the seconds that programs waited for them.
+Requests may belong to several causes, so the savings cannot be added up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from unionfs.profiles.recording import Recording, Row
 
 LEAST_SHARE: Final = 0.02
-"""A cause of a smaller part of the time and of the requests is not told."""
+"""A cause of a smaller part of the time and of the requests is not listed."""
 LEAST_REQUESTS: Final = 20
 LEAST_S: Final = 0.01
 """Nor is a cause of fewer requests that took less time."""
@@ -29,7 +29,7 @@ _IN_LAYER: Final = "Change owners and modes in the layer that brings the files, 
 
 
 class Cause(NamedTuple):
-    """One cause, and what would help against it."""
+    """One cause, and its remedy."""
 
     name: str  # a word for scripts
     what: str  # a sentence
@@ -54,10 +54,10 @@ def causes(recording: Recording) -> list[Cause]:
 
 
 def saved(cause: Cause, human: Callable[[int], str]) -> str:
-    """A sentence of what the remedy saves; "" if that was not counted. `human` formats bytes."""
-    told = [f"{cause.requests} requests"] if cause.requests else []
-    told += [f"{human(cause.size)} of copies"] if cause.size else []
-    return f"That saves {' and '.join(told)}." if told else ""
+    """A sentence with the savings of the remedy; "" if they were not counted. `human` formats bytes."""
+    parts = [f"{cause.requests} requests"] if cause.requests else []
+    parts += [f"{human(cause.size)} of copies"] if cause.size else []
+    return f"That saves {' and '.join(parts)}." if parts else ""
 
 
 def _cause_of(name: str, rows: Sequence[Row], what: str, remedy: str, saved: int | None = None) -> Cause:
@@ -103,9 +103,9 @@ def _missing(recording: Recording) -> Iterator[Cause]:
 def _expired(recording: Recording) -> Iterator[Cause]:
     rows, count = _those(recording, lambda row: row.reason == "expired")
     timeout = recording.settings["timeout_s"]
-    what = f"{count} requests asked again for what the kernel had known for longer than --timeout={timeout:g} allows."
+    what = f"{count} requests repeated earlier ones, whose answers the kernel caches for --timeout={timeout:g} only."
     if count:
-        yield _cause_of("timeout", rows, what, "Mount without --timeout: the kernel then keeps what it knows.")
+        yield _cause_of("timeout", rows, what, "Mount without --timeout: the kernel then keeps its cache.")
 
 
 def _atime(recording: Recording) -> Iterator[Cause]:
@@ -116,7 +116,7 @@ def _atime(recording: Recording) -> Iterator[Cause]:
     has_changes = any(row.kind in _CHANGES for row in recording.rows)
     remedy = "Mount with --read-only: the kernel then keeps the attributes. The job changed nothing."
     if has_changes:
-        remedy = "Put what is read onto a read-only volume: the kernel keeps attributes there."
+        remedy = "Put the files that are read onto a read-only volume: the kernel keeps attributes there."
     yield _cause_of("access-times", rows, what, remedy)
 
 
@@ -135,7 +135,7 @@ def _first(recording: Recording) -> Iterator[Cause]:
         return
     what = f"{count} requests asked for names and attributes for the first time, and {read} for data."
     remedy = (
-        "Keep the union mounted between jobs: what was asked once is in the kernel's cache then. These requests were "
+        "Keep the union mounted between jobs: the answers are in the kernel's cache then. These requests were "
         "the first since the recording began."
     )
     yield _cause_of("cold-cache", [*rows, *reads], what, remedy)

@@ -16,7 +16,7 @@ ROWS_MAX: Final = 200
 _WIDTH: Final = 1000
 _HEIGHT: Final = 160
 _COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart; the last one is for all other kinds."""
+"""Okabe and Ito's palette, whose colours colour-blind readers can distinguish; the last one is for all other kinds."""
 _OWN_STYLE: Final = """
 svg.time { display: block; width: 100%; height: 12rem; background: var(--paper); border: 1px solid var(--line); }
 ol li { margin: .5rem 0; }
@@ -52,8 +52,8 @@ daemon.</p>
 def _cause(cause: Cause) -> str:
     place = f", most by {printable(cause.program) or 'the kernel'} in {printable(cause.directory) or 'unknown places'}"
     remedy = f"{cause.remedy} {saved(cause, human)}" if cause.remedy else ""
-    told = f"{printable_line(cause.what)} They took {_ms(cause.seconds)} ms{place}. {remedy}"
-    return f"<li>{escape(told)}</li>"
+    text = f"{printable_line(cause.what)} They took {_ms(cause.seconds)} ms{place}. {remedy}"
+    return f"<li>{escape(text)}</li>"
 
 
 def _ms(seconds: float) -> str:
@@ -114,5 +114,5 @@ def _bar(slot: Slot, kinds: Sequence[str], whole: float, most: float) -> str:
                 f'<rect x="{left:.2f}" y="{top:.2f}" width="{width:.2f}" height="{height:.2f}" fill="{colour}"/>'
             )
     waits = ", ".join(f"{kind} {value * 1000:.0f} ms" for kind, value in slot.waited.items() if value)
-    told = f"{slot.begin:.2f} s to {slot.end:.2f} s: {sum(slot.messages.values())} requests" + (waits and f"; {waits}")
-    return f"<g><title>{escape(told)}</title>{''.join(parts)}</g>" if parts else ""
+    text = f"{slot.begin:.2f} s to {slot.end:.2f} s: {sum(slot.messages.values())} requests" + (waits and f"; {waits}")
+    return f"<g><title>{escape(text)}</title>{''.join(parts)}</g>" if parts else ""

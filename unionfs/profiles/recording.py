@@ -1,4 +1,4 @@
-"""The sums of what a daemon tells about its requests (control.activity_server), and a time line of them. Pure."""
+"""The sums of a daemon's recorded requests (control.activity_server), and a time line of them. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 SLOTS_MAX: Final = 400
-"""Of the time line. At twice as many, each two become one."""
+"""Number of slots of the time line. At twice as many, each two are joined."""
 
 
 class Row(NamedTuple):
@@ -18,7 +18,7 @@ class Row(NamedTuple):
     directory: str
     requests: int = 0
     size: int = 0  # bytes read or written
-    seconds: float = 0.0  # that the daemon worked for them
+    seconds: float = 0.0  # of the daemon's work for them
     copying: float = 0.0  # seconds that they waited for copy-ups that they caused
     blocked: float = 0.0  # ... for copy-ups that other requests had caused
     disk: float = 0.0  # ... for threads that read, wrote or synced data
@@ -95,7 +95,8 @@ class Recording:
         return sum(row.cost for row in self._rows.values())
 
     def by(self, *fields: str) -> list[Row]:
-        """The sums by some of the four fields that tell rows apart, those that cost most first; others are empty."""
+        """The sums by some of the four fields that distinguish rows, those that cost most first; the other fields are
+        empty."""
         sums = []
         for _, rows in _grouped(self._rows.values(), lambda row: tuple(getattr(row, field) for field in fields)):
             kind, reason, program, directory = (getattr(rows[0], name) if name in fields else "" for name in _KEY)

@@ -1,6 +1,6 @@
 """The table of snapshots in SQLite: names, parents, kinds, labels. Transactions are durable when they return.
 
-Knows rows, not directories. Used by the threads of one process; each sees what the others have committed.
+Knows rows, not directories. Used by the threads of one process; each sees the commits of the others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Parse containerd's filters, such as `kind==active,labels."my.key"!=x`, into tests of an Info. Pure.
 
-A filter is selectors joined by commas, all of which must hold; of several filters one must. A selector is a field path,
-alone (is there such a field?) or with `==`, `!=` or `~=` (a regular expression found anywhere) and a value. Quotes
-protect names and values; after `~=` also /.../ and |...| do. (containerd's package `filters` describes the language.)
+A filter consists of selectors joined by commas, which must all hold; of several filters at least one must. A selector
+is a field path, alone (is there such a field?) or with `==`, `!=` or `~=` (a regular expression found anywhere) and a
+value. Quotes protect names and values; after `~=` also /.../ and |...| do. (containerd's package `filters` describes
+the language.)
 
 Fields: name, parent, kind, labels.KEY. Regular expressions are Python's, which differ from Go's in rare constructs.
 """
