@@ -1,16 +1,17 @@
-"""Layers and images: reading, making, storing, pulling and pushing them.
+"""Layers and images: read, make, store, pull and push them.
 
-A *layer* is one tar of an image; unpacked, it is a directory that a union takes as a lower branch. Nothing here knows
-unions, mounts, containers or terminals. Imports only the ground floor (`unionfs.markers`, `unionfs.syscalls`).
+A *layer* is one tar of an image; unpacked, it is a directory that a union uses as a lower branch. No module here knows
+unions, mounts, containers or terminals. Imports only the ground floor (`unionfs.markers`, `unionfs.syscalls` and
+others).
 
 As a library (docs/library.md): `open` an image or `open_layer` a layer, iterate its entries, explain a path (`why`),
 `diff` two. The names in `__all__` are public; all modules of this package are private. They are imported when the
 first of these names is used.
 
-Rules of the house:
+Rules of this package:
 
 1. Tars, manifests and registries are untrusted. Malformed, dangerous or too large content is refused with the reason
-   (`errors.Refused`); nothing is written outside of the directory it belongs to, and nothing partial stays.
+   (`errors.Refused`); no file is written outside of its directory, and no partial result stays.
 2. Every blob is built in a temporary file, verified against its digest, then renamed into place: it exists complete or
    not at all.
 3. sha256 is identity. XXH3-128 only shows whether an unpacked file was changed.

@@ -1,7 +1,7 @@
 """The implementation of `import layers`: reading images and layers. The names in `layers.__all__` are public.
 
 Nothing is mounted and nothing is run. Images and tars are untrusted: malformed, dangerous or too large content, and
-content that is not what its digest says, is refused (`Refused`).
+content that does not match its digest, is refused (`Refused`).
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _WHAT: Final = "opening an image"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a layer. A `whiteout` hides its path in the layers beneath, an `opaque` the content of its directory
-    there; a `link` is a further name of the file at `link`."""
+    """One entry of a layer. A `whiteout` hides its path in the layers beneath, an `opaque` hides the content of its
+    directory in them; a `link` is a further name of the file at `link`."""
 
     path: str  # with a leading slash; names that are not UTF-8 by surrogateescape
     kind: Kind
@@ -93,7 +93,7 @@ class Layer:
     def __init__(
         self, path: str, *, digest: str = "", diff_id: str = "", size: int = 0, created_by: str = "", index: int = 0
     ) -> None:
-        self.path: Final = path  # of its tar, compressed or not, or of its directory
+        self.path: Final = path  # the path of its tar, compressed or not, or of its directory
         self.digest: Final = digest  # of the tar as stored in the image; empty if it is of no image
         self.diff_id: Final = diff_id  # of the tar without compression; likewise
         self.size: Final = size  # bytes of the tar as stored; 0 for a directory
@@ -139,7 +139,7 @@ class Image:
         self.config: Final[dict[str, Any]] = json.loads(store.read_blob(item.config.digest))  # as the image has it
         steps = [step for step in config.history if not step.empty_layer]
         if len(steps) != len(item.layers):
-            steps = [History()] * len(item.layers)  # a history of other layers says nothing about these
+            steps = [History()] * len(item.layers)  # a history with another number of layers does not describe these
         self.layers: Final = tuple(
             Layer(
                 store.blob_path(layer.digest),

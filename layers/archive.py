@@ -42,7 +42,7 @@ _OPENING: Final = "opening an image"
 _OF_ARCHIVES: Final = re.compile(
     r"manifest\.json|index\.json|oci-layout|repositories|blobs|(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz)?"
 )
-"""The names at the root of archives: of Docker, old and new, skopeo, podman, kaniko, and OCI's."""
+"""The names at the root of archives of Docker (old and new), skopeo, podman, kaniko and OCI."""
 _NESTED_MAX: Final = 4  # indexes within each other
 _LINKS_MAX: Final = 40  # symlinks to symlinks
 
@@ -90,9 +90,9 @@ def load_blobs(
     report: Progress,
     warn: Callable[[str], None] = lambda text: None,
 ) -> list[tuple[str, Descriptor]]:
-    """Put the blobs of an archive into the store, without naming or unpacking the images; returns their names.
+    """Put the blobs of an archive into the store, without naming or unpacking the images; returns the images.
 
-    `warn` is called with a sentence for each thing in the archive that is no image or has no data, and is left out.
+    `warn` is called with a sentence for each part of the archive that is no image or has no data, and is left out.
 
     Preconditions: within `store.adding`. Raises: Refused for a malformed archive or a wrong digest, OSError.
     """
@@ -112,8 +112,8 @@ def load_blobs(
 
 
 def is_archive(path: str) -> bool:
-    """Whether the tar at `path` is an image archive and not a layer: it has nothing but what these have. Reads no more
-    than that takes; of a layer mostly one entry. A damaged tar is none. Raises: OSError."""
+    """Whether the tar at `path` is an image archive and not a layer: all its names are those of archives. Reads up to
+    the first other name, so of a layer mostly one entry. A damaged tar is no archive. Raises: OSError."""
     limits = Limits()
     seen: set[str] = set()
     with suppress(Refused), open(path, "rb") as file, TarStream(file, limits) as stream:
@@ -246,7 +246,8 @@ class _Part(io.RawIOBase):
 
 
 def _spool(source: IO[bytes], spool: IO[bytes], limits: Limits, progress: Progress) -> None:
-    """Write the decompressed archive to the file `spool`: its members are needed in another order than they come."""
+    """Write the decompressed archive to the file `spool`: its members are needed in another order than that of the
+    archive."""
     progress.begin("archive", "reading", None)
     total = 0
     for chunk in decompressed(source):
@@ -289,7 +290,8 @@ class _Layout:
         return found
 
     def _images(self, descriptor: Descriptor, depth: int) -> list[Descriptor]:
-        """Bring what a descriptor leads to; returns the image or index, or of an index of indexes those in it."""
+        """Put the blobs of a descriptor into the store; returns the image or index, or of an index of indexes those in
+        it."""
         if descriptor.media_type not in manifests.MANIFEST_TYPES + manifests.INDEX_TYPES:
             return self._left(descriptor, f"it is not an image but {descriptor.media_type[:100]!r}")
         path = _blob_name(descriptor.digest)
@@ -378,7 +380,7 @@ def _are_texts(value: object) -> bool:
 def _docker_layer(
     store: Store, archive: _Archive, path: str, diff_id: Digest, options: Options, progress: Progress
 ) -> Descriptor:
-    """A layer of Docker's archive as a blob. They come without compression; ours are compressed once and for all."""
+    """A layer of Docker's archive as a blob. The archive has it uncompressed; it is compressed here, once."""
     aside = store.new_aside()
     key = digests.short(diff_id)
     try:

@@ -138,9 +138,3 @@ def _may_be_kept(name: str) -> bool:
     if markers.is_private_xattr(name):
         return False
     return not name.startswith("security.") or name == "security.capability"
-
-
-def write_all(fd: int, data: memoryview) -> None:
-    """Write all of `data`; write(2) may take only a part."""
-    while data:
-        data = data[os.write(fd, data) :]

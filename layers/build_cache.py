@@ -1,4 +1,4 @@
-"""The results of build steps in a registry: pushed by one machine, used by others.
+"""The results of build steps in a registry: one machine pushes them, others use them.
 
 It is an image manifest of the OCI image specification 1.1, as the cache that BuildKit exports to a registry:
 
@@ -6,9 +6,9 @@ It is an image manifest of the OCI image specification 1.1, as the cache that Bu
              has the form of `build_records`
     layers   the layers of these steps, each once, with the diff id in the annotation containerd.io/uncompressed
 
-A registry is not trusted: blobs are compared with their digests and unpacked layers with their diff ids; a value of
-another form is refused. What a step has made cannot be verified, as with every build cache: a cache that lies about a
-step gives its own layer to the image.
+A registry is not trusted: blobs are compared with their digests and unpacked layers with their diff ids; values of
+another form are refused. As with every build cache, it cannot be verified that a layer is the result of its step: a
+forged cache can bring any layer into the image.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _READING: Final = "reading a build cache"
 async def fetch_steps(store: Store, text: str, remote: Remote) -> dict[str, Step]:
     """The steps of the cache that the reference `text` names, by key; no layer is fetched.
 
-    Preconditions: within `store.adding`. Raises: NotFound, Refused for what is no cache, RegistryError, AuthError.
+    Preconditions: within `store.adding`. Raises: NotFound, Refused for another kind of manifest, RegistryError,
+    AuthError.
     """
     reference = references.parse(text)
     async with image.open_registries(reference, remote) as registries:
@@ -163,7 +164,7 @@ def parse(data: bytes, layers: Iterable[Descriptor], text: str) -> dict[str, Ste
 
 
 def _notes(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those notes of a stranger that have the form that steps of COPY give them: `content` gets into the history."""
+    """The untrusted notes that have the form of COPY's notes: `content` gets into the history."""
     content, entries = given.get("content"), given.get("entries")
     found: dict[str, Any] = {}
     if isinstance(content, str) and KEY.fullmatch(content):

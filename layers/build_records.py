@@ -1,12 +1,11 @@
-"""What builds remember in a store: the result of each step, digests of files of contexts, caches of commands.
+"""The records of builds in a store: the result of each step, digests of files of contexts, caches of commands.
 
-    ROOT/build/steps/KEY      a step that was executed: JSON, see `Step`. KEY is 64 hex digits that its maker has
-                              computed of all that the step depends on
-    ROOT/build/digests/NAME   digests of the files of one context, in the form of their maker
-    ROOT/build/mounts/NAME    what RUN --mount=type=cache keeps between builds
+    ROOT/build/steps/KEY      a step that was executed: JSON, see `Step`. KEY is 64 hex digits, computed by the builder
+    from all values that the step depends on ROOT/build/digests/NAME   digests of the files of one context, in the form
+    of their maker ROOT/build/mounts/NAME    the directories that RUN --mount=type=cache keeps between builds
 
-A record is replaced atomically, and needs no lock: two builds that execute one step have equally good results. The
-layers of records are not garbage; `discard` makes them so. A record whose layer is gone counts for nothing.
+A record is replaced atomically, and needs no lock: if two builds execute one step, either result is right. The layers
+of records are not garbage until `discard` removes the records. A record whose layer is missing is ignored.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class StepLayer(NamedTuple):
 class Step(NamedTuple):
     """The result of a step."""
 
-    id: str  # what later steps depend on: they are another's if a step was executed anew
+    id: str  # for the keys of later steps; a step that is executed again gets another id
     created: str  # RFC 3339
     layer: StepLayer | None = None  # None: it changed settings only
     notes: Mapping[str, Any] = {}  # for reports
@@ -54,7 +53,7 @@ def directory(store: Store, part: str) -> str:
 
 
 def find(store: Store, key: str) -> Step | None:
-    """The record of a step, if there is one and its layer is there, as a blob and unpacked."""
+    """The record of a step, if it exists and the store has its layer, as a blob and unpacked."""
     step = _read(os.path.join(directory(store, "steps"), key))
     return step if step is None or step.layer is None or has_layer(store, step.layer) else None
 
@@ -66,7 +65,8 @@ def has_layer(store: Store, layer: StepLayer) -> bool:
 
 
 def layer_directory(store: Store, diff_id: Digest) -> str:
-    """Where a layer of a build is unpacked. It never depends on the layers beneath, so its diff id is its name."""
+    """The directory in which a layer of a build is unpacked. It never depends on the layers beneath, so its name is its
+    diff id."""
     return os.path.join(store.layers, digests.encoded(diff_id), lookup.DIFF)
 
 
@@ -99,7 +99,7 @@ def write(store: Store, part: str, name: str, data: bytes) -> None:
 
 
 def layers(store: Store) -> Iterator[StepLayer]:
-    """The layers of all records: they are no garbage."""
+    """The layers of all records, which are no garbage."""
     for name in _names(store, "steps"):
         step = _read(os.path.join(directory(store, "steps"), name))
         if step is not None and step.layer is not None:
@@ -107,8 +107,8 @@ def layers(store: Store) -> Iterator[StepLayer]:
 
 
 def discard(store: Store, is_needed: Callable[[Digest], bool], *, dry: bool = False) -> int:
-    """Remove the records whose layers, by their diff ids, nothing else needs, those of steps without a layer, the
-    digests and the caches of RUN. The number of records that were, or would be, removed.
+    """Remove the records of steps without a layer and of layers, by their diff ids, that no image needs, the digests
+    and the caches of RUN. Returns the number of records that were, or with `dry` would be, removed.
 
     Preconditions: the lock of `try_exclusive` is held, with the ids that the caches' files have. Raises: OSError.
     """
@@ -135,7 +135,7 @@ def _names(store: Store, part: str) -> list[str]:
 
 
 def _read(path: str) -> Step | None:
-    """A record; None for what is none, of this version."""
+    """A record; None if the file has no record of this version."""
     if not KEY.fullmatch(os.path.basename(path)):
         return None
     try:

@@ -1,6 +1,6 @@
-"""The layer of a writable branch: what an upper changes upon the layers beneath, packed and put into the store.
+"""Pack the changes of an upper on its lowers into a layer, and put it into the store.
 
-Knows trees, packing and the store. Reads the upper, and of the layers only what it changes.
+Knows trees, packing and the store. Reads the upper, and in the layers only the paths that it changes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _TYPE_SUFFIXES: Final = {GZIP: "+gzip", ZSTD: "+zstd"}
 
 @dataclass(slots=True)
 class ChangedLayer:
-    """A new layer. `changes` are what it holds, `equal` what was left out because nothing differs."""
+    """A new layer. `changes` are its changes, `equal` the files that were left out because they do not differ."""
 
     packed: Packed
     descriptor: Descriptor
-    paths: set[Path] = field(default_factory=set)  # of its entries; a mark has its own name
+    paths: set[Path] = field(default_factory=set)  # paths of its entries; a mark's is its own name
     changes: list[Change] = field(default_factory=list)
     equal: list[Change] = field(default_factory=list)
 

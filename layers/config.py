@@ -149,7 +149,7 @@ def _settings_json(settings: Settings) -> dict[str, Any]:
 
 def _history(value: object) -> History:
     if value is None:
-        return History()  # as Go reads null
+        return History()  # Go reads null as an empty entry
     if not isinstance(value, dict):
         raise _refused("an entry of the history is not an object")
     return History(

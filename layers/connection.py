@@ -5,7 +5,7 @@ passwords within URLs. Each connection goes through the proxy that is set for it
 certificate to the registry's own host only.
 
 Redirects are followed where the method stays the same: 301, 302 and 303 of GET and HEAD, 307 and 308 of all. A secret
-is sent until the chain first leaves its origin, and not after that, even if the chain comes back.
+is sent until the chain first leaves its origin, and not after that, even if the chain returns.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _MAY_BECOME_GET: Final = frozenset((301, 302, 303))
 _HEADERS: Final = {"User-Agent": "unionfs", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
 
 Content = Callable[[], AsyncIterator[bytes]]
-"""Makes the body of a request, again for each attempt."""
+"""A function that makes the body of a request, for each attempt."""
 
 
 class Exchange(NamedTuple):
-    """An answer, and whether all requests up to it went to the origin that may have the secret."""
+    """An answer, and whether all requests of its chain went to the origin that may have the secret."""
 
     answer: httpx.Response
     stayed: bool

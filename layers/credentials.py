@@ -229,7 +229,7 @@ def _run_helper(helper: str, verb: str, said: str) -> str:
     if ended.returncode == 0:
         return ended.stdout
     why = (ended.stdout or ended.stderr).strip()
-    if "not found" in why:  # credentials not found in native keychain: what every helper says
+    if "not found" in why:  # "credentials not found in native keychain", the message of every helper
         raise NotFound("reading credentials", program, why[:300])
     raise AuthError("reading credentials", program, why[:300] or f"it ended with {ended.returncode}")
 

@@ -1,4 +1,4 @@
-"""Where the data of a file are that a union has copied up without them, or with a part of them (core.partial).
+"""The place of the data of a partial file, which a union has copied up without all of its data (core.partial).
 
 Knows branches and marks. Changes nothing.
 """
@@ -19,7 +19,7 @@ CHANGED: Final = "changed"
 
 
 class DataPlace(NamedTuple):
-    """How much of a file's data is where."""
+    """The branches that have a file's data, and how much."""
 
     size: int  # of the file, in bytes
     own: int  # bytes that its branch has, holes left out
@@ -64,7 +64,7 @@ def _data_bytes(place: LayerPath, size: int) -> int:
     except PermissionError:
         return min(size, os.fstat(fd).st_blocks * 512)  # in units of 512 bytes (stat(2))
     except OSError as error:
-        if error.errno != errno.ENXIO:  # there are no data behind
+        if error.errno != errno.ENXIO:  # there are no data after this offset
             raise
     finally:
         os.close(fd)

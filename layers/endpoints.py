@@ -5,7 +5,7 @@
     /etc/containers/certs.d, /etc/docker/certs.d, ~/.config/containers/certs.d
         HOST[:PORT]/*.crt are authorities, *.cert with *.key is our own certificate
 
-A registry on this machine (localhost, 127.*, ::1) may speak plain HTTP without being asked to, as Docker has it.
+A registry on this machine (localhost, 127.*, ::1) may use plain HTTP without a flag, as with Docker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from layers.origins import is_loopback_name, may_have_what_was_given
 from layers.reference import DEFAULT_REGISTRY, Reference
 from unionfs import store_files
 
-if TYPE_CHECKING:  # imported when something is fetched: every `unionfs run IMAGE` imports this module
+if TYPE_CHECKING:  # imported only for fetching: every `unionfs run IMAGE` imports this module
     import ssl
 
 _DOCKER_HOST: Final = "registry-1.docker.io"  # serves docker.io

@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     mtime_ns: int = 0
     size: int = 0
     target: bytes = b""  # of a SYMLINK
-    link: Path = ()  # of a LINK: the file it is a further name of
+    link: Path = ()  # of a LINK: the file of which it is a further name
     device: tuple[int, int] = (0, 0)
     xattrs: tuple[tuple[str, bytes], ...] = ()
     extents: tuple[tuple[int, int], ...] | None = None  # of a sparse file: (offset, length) of its data, in order

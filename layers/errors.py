@@ -22,7 +22,7 @@ exit codes:
   7  a registry requires (other) credentials"""
 
 FOUND: Final = 3
-"""Exit code of commands that look for something and found it."""
+"""Exit code of commands that search for faults or differences and found some."""
 
 
 class LayerError(Exception):
@@ -57,7 +57,7 @@ class Malformed(LayerError):  # noqa: N818 - reads as what it says: raise Malfor
 
 
 class Refused(LayerError):  # noqa: N818
-    """Content is malformed, dangerous, too large, or not what its digest says, and was not taken."""
+    """Content is malformed, dangerous, too large, or does not match its digest, and was refused."""
 
     exit_code = 4
 
@@ -69,7 +69,7 @@ class NotFound(LayerError):  # noqa: N818
 
 
 class RegistryError(LayerError):
-    """A registry cannot be reached or says no."""
+    """A registry cannot be reached or refuses."""
 
     exit_code = 6
 

@@ -7,8 +7,8 @@ layer, which must never change, was changed.
 The file holds one JSON array per line, the later one of two for a path counts:
     [path, type, mode, uid, gid, mtime_ns, content, xattrs]
 `type` is f, d, l, c, b, p, s, or "-" for a path that was removed again with everything below it. `content` is the
-XXH3-128 of a file's data, the target of a symlink, [major, minor] of a device; `xattrs` the XXH3-128 of all attributes,
-or empty when there are none.
+XXH3-128 of a file's data, the target of a symlink, [major, minor] of a device; `xattrs` is the XXH3-128 of all
+attributes, or empty if there are none.
 """
 
 from __future__ import annotations

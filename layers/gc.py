@@ -1,8 +1,8 @@
 """Garbage collection: remove unreferenced blobs and unpacked layers, and the remains of processes that were killed.
 
-Everything that index.json refers to, through indexes and manifests down to configurations and layers, stays; so do the
-unpacked layers of those images, the directories that the caller says are in use (by containers), and the layers that
-builds remember (see `build_records`) unless these are to be forgotten.
+All blobs that index.json refers to, through indexes and manifests down to configurations and layers, stay; so do the
+unpacked layers of those images, the directories that the caller lists as used by containers, and, unless the caller
+discards them, the layers of records of builds (see `build_records`).
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def collect(
     builds_too: bool = False,
 ) -> Freed:
     """Remove unreachable blobs and layers; with `dry` only list them. `in_use` are directories of unpacked layers,
-    `bases` images that must stay. With `builds_too` builds forget the steps whose layers no image has.
+    `bases` images that must stay. With `builds_too` the records of steps whose layers no image has are removed, too.
 
-    Killed at any moment, it has removed a part of the garbage and nothing else. Raises: Busy; Refused when a manifest
+    If it is killed, it has removed a part of the garbage only. Raises: Busy; Refused when a manifest
     or index cannot be read, since the blobs it refers to are then unknown.
     """
     lock = store.try_exclusive()

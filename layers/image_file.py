@@ -48,7 +48,7 @@ class Found(NamedTuple):
     size: int
     identity: str  # of the content: the superblock in hexadecimal digits, with its time, sizes and positions
     is_sif: bool
-    end: int  # where the file goes on behind the squashfs and its padding
+    end: int  # the offset behind the squashfs and its padding
 
 
 class Description(NamedTuple):

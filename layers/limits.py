@@ -20,10 +20,10 @@ ZSTD_WINDOW_MAX: Final = 128 << 20  # `zstd --ultra -22` writes this much; the d
 class Limits:
     """Bounds of one layer. A layer within them may still fill the disk, which is then an ENOSPC like any other."""
 
-    max_bytes: int = 64 << 30  # of the tar without compression, and of its files; larger layers are not seen
+    max_bytes: int = 64 << 30  # of the tar without compression, and of its files; known layers are smaller
     max_entries: int = 5_000_000
     max_ratio: int | None = 250  # tar to compressed tar; text reaches 20, a disk image full of zeros 1000
-    ratio_from: int = 256 << 20  # the ratio is looked at beyond this many bytes
+    ratio_from: int = 256 << 20  # the ratio is checked beyond this many bytes
 
     def check_bytes(self, packed: int, unpacked: int) -> None:
         """Raise Refused if `packed` compressed bytes that give `unpacked` bytes exceed the size or the ratio."""

@@ -81,7 +81,7 @@ def _directory(branch: LayerTree, path: Path, beneath: View | None, dialect: str
     scan = branch.scan(path)
     for name in scan.strange:
         if not name.startswith(markers.WHITEOUT_PREFIX * 2):
-            yield Finding(b"/".join((*path, name)), "a whiteout of nothing")
+            yield Finding(b"/".join((*path, name)), "a whiteout that hides no name")
         else:
             yield Finding(b"/".join((*path, name)), "a bookkeeping file of AUFS, which has no meaning in a layer")
     below = beneath.find(path) if beneath is not None else None
@@ -122,7 +122,7 @@ def _bad_redirect(branch: LayerTree, path: Path) -> Iterator[Finding]:
 
 
 def _data(branch: LayerTree, path: Path, beneath: View | None) -> Iterator[Finding]:
-    """Report a file whose data are, in whole or in part, in a layer beneath, and whether they are still there."""
+    """Report a file whose data are, in whole or in part, in a layer beneath, and whether that layer still has them."""
     found = branch.xattrs(path)
     if not any(mark in found for mark in markers.METACOPY_XATTRS):
         return

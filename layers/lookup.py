@@ -1,6 +1,6 @@
-"""What a store has of an image: its manifest, its configuration, its unpacked layers.
+"""Look up the parts of an image in a store: its manifest, its configuration, its unpacked layers.
 
-Imports nothing that fetching or unpacking needs: this is on the way of each container that is started.
+Imports no module for fetching or unpacking, because each start of a container imports this one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Layer(NamedTuple):
 
 
 def find_layer(store: Store, diff_id: Digest, chain_id: Digest) -> Layer | None:
-    """The unpacked layer, here or in a further store, or None. Raises: Refused when its record is damaged, or its
-    directory in a further store is not one that may be used."""
+    """The unpacked layer, in this or a further store, or None. Raises: Refused when its record is damaged, or its
+    directory in a further store may not be used."""
     for digest in (diff_id, chain_id):
         key = digests.encoded(digest)
         for place in (store, *store.further):
             record = _record(place, key)
-            # A layer under its diff id serves every stack, one under a chain id only that stack.
+            # A layer under its diff id is valid for every stack, one under a chain id only for that stack.
             if record is not None and record.get("diff_id") == diff_id:
                 directory = os.path.join(place.layers, key, DIFF)
                 if place is not store:
@@ -70,8 +70,8 @@ def _record(store: Store, key: str) -> dict[str, Any] | None:
 
 
 def check_foreign(root: str, directory: str) -> None:
-    """Check that `directory`, layers/HEX/diff of the further store at `root`, is one: reached without a symbolic link,
-    which could lead to files of the user, and in a directory of whom `layers` belongs to. Raises: Refused, NotFound."""
+    """Check that `directory`, layers/HEX/diff of the further store at `root`, is reached without a symbolic link, which
+    could lead to files of the user, and belongs to the owner of `layers`. Raises: Refused, NotFound."""
     what = "using a layer of a further store"
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     owners = set()

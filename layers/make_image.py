@@ -44,7 +44,8 @@ class ImageOptions:
 
 @dataclass(slots=True)
 class Committed:
-    """A new image. `changes` are what its layer holds, `equal` what was left out because nothing differs."""
+    """A new image. `changes` are those of its layer, `equal` the files that were left out because they do not
+    differ."""
 
     digest: Digest  # of its manifest
     id: Digest  # of its configuration

@@ -1,8 +1,8 @@
 """Manifests, indexes and descriptors <-> JSON, in OCI's and Docker's media types. Pure.
 
 OCI image specification 1.1: descriptor.md, manifest.md, image-index.md; Docker "Image Manifest Version 2, Schema 2".
-The image configuration is in `config`. A manifest that was read is kept as the bytes that came, never written anew from
-its values: its digest is that of the bytes.
+The image configuration is in `config`. A manifest that was read is stored as the received bytes, never serialised
+again: its digest is that of the bytes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Descriptor(NamedTuple):
     annotations: Mapping[str, str] = {}
     platform: Platform | None = None
     artifact_type: str = ""
-    urls: tuple[str, ...] = ()  # where a registry that has no such blob says it is
+    urls: tuple[str, ...] = ()  # URLs of a blob that the registry itself does not have
 
     @property
     def is_artifact(self) -> bool:

@@ -91,8 +91,8 @@ def may_have_client_certificate(to: Origin, registry_host: str) -> bool:
 
 
 def may_have_what_was_given(registry: str, named: str) -> bool:
-    """Whether credentials and a client certificate that the command line gave (--creds, --cert-dir) for an image of the
-    registry `named` are for `registry` (HOST[:PORT] both), which may be a mirror of it, or another location."""
+    """Whether credentials and a client certificate of the command line (--creds, --cert-dir) for an image of the
+    registry `named` may be used for `registry` (HOST[:PORT] both), which may be a mirror of it, or another location."""
     return registry == named
 
 

@@ -13,7 +13,7 @@ from unionfs.markers import Override
 XATTR: Final = markers.OVERRIDE_XATTR
 
 NAMES: Final = (markers.OVERRIDE_PRIVILEGED_XATTR, markers.OVERRIDE_XATTR, markers.OVERRIDE_OLD_XATTR)
-"""The names of the attribute that are read; of several on one file the first of these counts."""
+"""The names of the attribute that are read; if a file has several, the first of this list counts."""
 
 MAPPED: Final = "mapped"
 """Files are chowned: this process is root, or root of a user namespace in which all owners are mapped."""

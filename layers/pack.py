@@ -1,4 +1,4 @@
-"""Write directories as a layer's tar: which entries it has, and in which order.
+"""Write directories as a layer's tar: choose and order its entries.
 
 Knows trees, differences and `tarwrite`. The entries of a layer come from one of:
 
@@ -34,7 +34,7 @@ _BLOCK: Final = 512  # unit of st_blocks (stat(2))
 
 
 class Item(NamedTuple):
-    """An entry, and for a file with data a descriptor of it: open, so that it cannot go. `pack` closes it."""
+    """An entry, and for a file with data an open descriptor, so that the data stay available. `pack` closes it."""
 
     entry: Entry
     data_fd: int | None = None
@@ -51,7 +51,7 @@ class Packed(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """A time that takes the place of later ones, or of all."""
+    """A time that replaces later times, or all times."""
 
     seconds: int  # since 1970
     of_all: bool = False  # earlier times become it, too
@@ -155,8 +155,8 @@ def _directory_with_marks(branch: LayerTree, path: Path, node: Node) -> Iterator
 
 
 def _items(path: Path, node: Node, links: dict[tuple[int, int], Path]) -> Iterator[Item]:
-    """The entry of a node; the second and later names of a file become links to the first. Nothing for a socket: it has
-    no use without the process that made it, and no tar can hold it."""
+    """The entry of a node; the second and later names of a file become links to the first. Yields nothing for a socket,
+    which is useless without the process that made it, and which no tar can hold."""
     if node.kind == stat.S_IFSOCK:
         return
     if not node.is_dir and node.inode in links:

@@ -35,9 +35,9 @@ class Piece(NamedTuple):
     dialect: str = ""  # of a mark
     redirect: Path | None = None  # of a directory: the path of its content in the layers beneath
     offset: int = 0  # of the data in a tar, decompressed
-    head: bytes = b""  # the first bytes of the data, which tell the type of many files
+    head: bytes = b""  # the first bytes of the data, which show the type of many files
     metacopy: bool = False  # a file of a directory of which only the attributes are here
-    partial: bool = False  # ... of which a part of the data is here, which only its union can tell from the others
+    partial: bool = False  # ... of which only a part of the data is here; only its union knows which
 
 
 HEAD: Final = 8
@@ -103,7 +103,7 @@ _SOME: Final = 2
 
 
 def _lacking(branch: LayerTree, path: Path, node: Node) -> int:
-    """How much of a file's data is in a layer beneath: 0, _SOME or _ALL. It then has holes."""
+    """Which part of a file's data is in a layer beneath: 0, _SOME or _ALL. The file has holes in its place."""
     if _stored(node) >= node.size:
         return 0
     names = branch.xattr_names(path[:-1], path[-1])

@@ -1,7 +1,7 @@
 """Choose the proxy for a URL by HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY. Pure.
 
-Read as curl and Go (golang.org/x/net/http/httpproxy) read them; lower-case names count before upper-case ones. This
-machine is reached without a proxy.
+The rules are those of curl and Go (golang.org/x/net/http/httpproxy); lower-case names have priority over upper-case
+ones. This machine itself is reached without a proxy.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from layers.manifest import INDEX_TYPES, MANIFEST_TYPES, MAX_MANIFEST, OCI_INDEX
 from layers.session import Session
 from layers.transfer import CHUNK, OnBytes, Upload, download
 
-_PAGE: Final = 500  # names asked for at once; registries may send fewer
+_PAGE: Final = 500  # names requested at once; registries may send fewer
 _PAGES_MAX: Final = 10_000
 _ACCEPT: Final = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 

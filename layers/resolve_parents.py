@@ -1,4 +1,4 @@
-"""Complete an unpacked layer with what only the layers beneath it know.
+"""Complete an unpacked layer with metadata and data of the layers beneath it.
 
 Knows unpacked layers. Does not know tars. Two things come from the layers beneath: the metadata of directories that
 have no entry in the layer, and the data of files that the layer only has hard links to.
@@ -13,11 +13,12 @@ from typing import IO, Final, NamedTuple
 
 import xxhash
 
-from layers.attributes import Described, Options, Unpacked, chown, finish_directory, set_xattrs, write_all
+from layers.attributes import Described, Options, Unpacked, chown, finish_directory, set_xattrs
 from layers.entry import DIRECTORY
 from layers.errors import Refused
 from layers.fingerprint import Fingerprint, Recorder, read_xattrs, xattrs_digest
 from layers.safe_open import Directories, Path
+from unionfs.write_all import write_all
 
 IMPLICIT_MODE: Final = 0o755  # of directories that neither this layer nor one beneath has an entry for
 
@@ -39,7 +40,8 @@ def resolve_parents(
     below: Callable[[Path], LowerEntry | None],
     record: IO[bytes] | None = None,
 ) -> bool:
-    """Complete what `unpack` left in `unpacked.unresolved`; `below` looks a path up in the layers beneath.
+    """Complete the parts of a layer that `unpack` has listed in `unpacked.unresolved`; `below` looks a path up in the
+    layers beneath.
 
     Returns whether the result depends on the layers beneath. Raises: Refused for a hard link to no file; OSError.
     """
@@ -88,7 +90,7 @@ def _copy_linked(
     try:
         hash_ = xxhash.xxh3_128()
         while data := os.read(source, 1 << 20):
-            write_all(fd, memoryview(data))
+            write_all(fd, data)
             hash_.update(data)
         if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
             chown(fd, st.st_uid, st.st_gid)

@@ -21,7 +21,7 @@ OPEN_DIRECTORIES_MAX: Final = 48  # descriptors of directories; the usual limit 
 
 
 class Directories:
-    """Descriptors of the directories of one tree; the last used ones stay open. Call `close_all` after use."""
+    """Descriptors of the directories of one tree; the most recently used ones stay open. Call `close_all` after use."""
 
     def __init__(self, root_fd: int, open_max: int = OPEN_DIRECTORIES_MAX) -> None:
         self.root_fd = root_fd  # immutable; closed by the caller

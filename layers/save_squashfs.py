@@ -1,8 +1,8 @@
 """Write an image as one squashfs (see `image_file`).
 
-`sqfstar` (squashfs-tools) makes it of a tar that we write: so names, owners and extended attributes are those of the
-layers, no name leads outside, and no user id is needed but the caller's. Equal images give equal files: entries are
-sorted, and the time of the filesystem is SOURCE_DATE_EPOCH, or else that of the newest file.
+`sqfstar` (squashfs-tools) makes it from a tar that this module writes: so names, owners and extended attributes are
+those of the layers, no name leads outside, and only the caller's user id is needed. Equal images give equal files:
+entries are sorted, and the time of the filesystem is SOURCE_DATE_EPOCH, or else that of the newest file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def save(store: Store, text: str, path: str, *, separate: bool, options: Options
         lowers = image.unpack_image(store, store.find(text).descriptor, options, progress)
         _, manifest, _ = lookup.read(store, lowers.descriptor)
         names = tuple(f"layers/{number:03}" for number in range(len(lowers.lowers))) if separate else ()
-        told = image_file.describe(manifest.config.digest, names, store.read_blob(manifest.config.digest))
+        description = image_file.describe(manifest.config.digest, names, store.read_blob(manifest.config.digest))
         views = [branches.view([one]) for one in lowers.lowers] if separate else [branches.view(lowers.lowers)]
         command += [*_root_flags(None if separate else views[0]), path]
         latest = epoch.seconds if epoch else max(map(_newest, views))
@@ -56,14 +56,14 @@ def save(store: Store, text: str, path: str, *, separate: bool, options: Options
         else:
             items = _whole(branches, lowers.lowers)
         progress.begin(_KEY, "saving", None)
-        _make(command, latest, itertools.chain(_described(told), items), epoch, progress)
+        _make(command, latest, itertools.chain(_described(description), items), epoch, progress)
         with open(path, "r+b") as file:
-            image_file.append_copy(file.fileno(), path, told)
+            image_file.append_copy(file.fileno(), path, description)
         progress.end(_KEY, "saved")
 
 
 def _root_flags(view: View | None) -> list[str]:
-    """The flags for the root directory, of which the program takes no entry: as the view has it, or root's."""
+    """The flags for the root directory, for which the program accepts no entry: its metadata in the view, or root's."""
     root = view.find(()) if view is not None else None
     mode, uid, gid = (root.mode, root.uid, root.gid) if root is not None else (0o755, 0, 0)
     return ["-root-mode", f"{mode:o}", "-root-uid", str(uid), "-root-gid", str(gid)]
@@ -82,7 +82,7 @@ def _make(command: list[str], latest: int, items: Iterable[Item], epoch: Epoch |
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment)
         assert child.stdin is not None
         try:
-            with contextlib.suppress(BrokenPipeError):  # its output says why
+            with contextlib.suppress(BrokenPipeError):  # its output has the reason
                 pack.pack(items, child.stdin, "none", epoch=epoch, on_read=lambda count: progress.advance(_KEY, count))
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.close()
@@ -106,8 +106,8 @@ def _described(content: bytes) -> Iterator[Item]:
 
 
 def _whole(branches: LayerTrees, lowers: Sequence[str]) -> Iterator[Item]:
-    """What all layers together show. A directory of our own that the image has, being itself made of such a file, is
-    left out."""
+    """The union of all layers. A directory .unionfs in the image, which was then made of such a file itself, is left
+    out."""
     for item in pack.merged_items(branches.view(lowers)):
         if item.entry.path[:1] != (_OWN,):
             yield item

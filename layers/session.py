@@ -48,7 +48,7 @@ class Session:
     attempts: int = ATTEMPTS
     pause_s: float = _PAUSE_S
     _connection: Connection = field(init=False)
-    _base: httpx.URL | None = None  # of the registry, found out by the first request
+    _base: httpx.URL | None = None  # of the registry; the first request finds it out
     _tokens: dict[str, Token] = field(default_factory=dict)
     _lock: trio.Lock = field(default_factory=trio.Lock)  # one task finds out the scheme, or fetches a token
 

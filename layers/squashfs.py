@@ -21,7 +21,7 @@ _WHAT: Final = "opening an image"
 
 
 class Superblock(NamedTuple):
-    """What the superblock says."""
+    """The fields of the superblock that are needed."""
 
     bytes_used: int  # of the file, from the superblock on
     compression: str

@@ -14,8 +14,8 @@ gc holds it exclusively, so it never removes a blob that is about to be named. i
 
 Names are written in full (docker.io/library/debian:12). A name that another tool wrote is matched as it was written.
 
-A store may have further stores, whose images are found and read after its own. They belong to others: they are only
-read, take no lock, and may be changed meanwhile. Whatever is added is written to the store itself.
+A store may have further stores, whose images are searched after its own. They belong to other users: they are only
+read, without a lock, and may be changed meanwhile. New blobs and layers are written to the store itself.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Store:
     """The images of one root directory. Several processes may use it at once."""
 
     def __init__(self, root: str, further: Sequence[str] = ()) -> None:
-        """`further`: root directories of stores of others, in the order in which images are searched."""
+        """`further`: root directories of further stores, in the order in which images are searched."""
         self.root: Final = os.path.abspath(root)
         self.further: Final = tuple(Store(other) for other in further)
         self.images: Final = os.path.join(self.root, "images")
@@ -85,7 +85,7 @@ class Store:
                 self._write_index(())
 
     def check_further(self) -> None:
-        """Check that this directory is a store of others that can be read. Raises: Refused."""
+        """Check that this directory is a further store that can be read. Raises: Refused."""
         what = "opening a further image store"
         try:
             with open(store_files.open_file(self._layout, os.O_RDONLY, shared=True), "rb") as file:
@@ -368,7 +368,7 @@ class Store:
         return manifests.parse(self.read_blob(descriptor.digest), descriptor.media_type)
 
     def id_of(self, descriptor: Descriptor) -> Digest:
-        """The image id, as Docker has it: the digest of the configuration; of an index, of this machine's image.
+        """The image id, as in Docker: the digest of the configuration; of an index, that of the image for this machine.
 
         For an image that cannot be read, or is for other platforms only, it is the descriptor's digest.
         """

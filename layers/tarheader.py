@@ -52,7 +52,7 @@ class Header(tarfile.TarInfo):
         return made
 
     def _proc_member(self, tarfile_: Any) -> Any:
-        """Tell the reader how long an extended header is: behind it, the tar may end."""
+        """Tell the reader the length of an extended header, behind which the tar may end."""
         if self.size < 0:
             raise ValueError("a negative size")
         if self.type in _EXTENDED:
@@ -60,7 +60,8 @@ class Header(tarfile.TarInfo):
         return super()._proc_member(tarfile_)  # type: ignore[misc]
 
     def _apply_pax_info(self, pax_headers: Mapping[str, str], encoding: str, errors: str) -> None:
-        """As `tarfile` has it, but an empty value leaves the header's field as it is, and one of no number is an error.
+        """As in `tarfile`, but an empty value leaves the header's field as it is, and a value that should be a number
+        and is none is an error.
 
         Raises: ValueError.
         """

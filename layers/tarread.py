@@ -4,7 +4,7 @@ Knows the tar formats through `tarfile` (ustar, GNU, pax; sparse files of all fo
 (layer.md). Does not know the disk.
 
 The root of the layer is the root of all names: `/a` is `a`, `a/../b` is `b`. Targets of symlinks are data and are not
-looked at. Refused with name and reason are: names and hard links that climb above the root, names that are too long,
+checked. These are refused with name and reason: names and hard links that lead above the root, names that are too long,
 unknown types, whiteouts with an empty name, of `.` or of `..`, numbers out of range, and a tar that ends too early or
 has other bytes between two entries. The last block may be short, and the closing blocks may be missing.
 """
@@ -26,7 +26,7 @@ from unionfs import markers
 
 _ID_BITS: Final = 0xFFFFFFFF  # of a uid_t
 _NO_ID: Final = 0xFFFFFFFF  # (uid_t) -1
-_XATTR_PREFIX: Final = "SCHILY.xattr."  # as star, GNU tar and Go write them
+_XATTR_PREFIX: Final = "SCHILY.xattr."  # prefixes that star, GNU tar and Go write
 _WHAT: Final = "reading a tar"
 
 _KINDS: Final = {
@@ -72,7 +72,7 @@ class _HeaderReader:
     """The file object that `tarfile` reads headers from. Refuses a header that is too large before reading it."""
 
     def __init__(self, stream: TarStream) -> None:
-        self.block = b""  # a block that was read already and is to be read again
+        self.block = b""  # a block that is read a second time
         self.needed = 0  # bytes that the next reads need, or the tar is cut off
         self._stream = stream
         self.tell = stream.tell  # right only while `block` is empty
@@ -205,7 +205,7 @@ def entry_of(info: tarfile.TarInfo) -> Entry | None:
 
 
 def _id(number: int) -> int:
-    """The owner that chown(2) makes of a number, as other readers have it: its low 32 bits; of -1 that is root."""
+    """The owner that chown(2) makes of a number, as in other readers: its low 32 bits; -1 becomes root."""
     low = number & _ID_BITS
     return 0 if low == _NO_ID else low
 

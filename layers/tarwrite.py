@@ -1,8 +1,8 @@
 """Write entries as a layer's tar: equal entries give equal bytes, and every tar program can read them.
 
-Knows the pax format through `tarfile`. Does not know where entries come from. Pax headers are written only for what a
-ustar header cannot hold: long or non-ASCII names, fractions of seconds, extended attributes, large numbers, sparse
-files (GNU tar's format 1.0 for pax). No user names and no access times: they differ between machines.
+Knows the pax format through `tarfile`. Does not know the source of entries. Pax headers are written only for values
+that a ustar header cannot hold: long or non-ASCII names, fractions of seconds, extended attributes, large numbers,
+sparse files (GNU tar's format 1.0 for pax). User names and access times are not written: they differ between machines.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _LIFE_MAX_S: Final = 86400.0
 _CLIENT: Final = "unionfs"
 
 Repeated = Callable[[Callable[[], Awaitable[Exchange]], str], Awaitable[Exchange]]
-"""Runs a request to a host (the str), again if the server is busy or the connection fails."""
+"""A function that runs a request to a host (the str), and repeats it if the server is busy or the connection fails."""
 
 
 class Token(NamedTuple):

@@ -27,7 +27,7 @@ _STORED: Final = (200, 201, 204)
 _READ: Final = 1 << 20
 _SEND: Final = 256 << 10
 _STALLS_MAX: Final = 5  # consecutive attempts without progress
-_CLOSINGS_MAX: Final = 2  # refusals of a registry to end an upload of which it has all bytes
+_CLOSINGS_MAX: Final = 2  # maximum number of refusals to end an upload of which the registry has all bytes
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes that were transferred; negative when a transfer starts again."""
@@ -46,7 +46,7 @@ async def download(
 
 
 class _Changed(Exception):  # noqa: N818 - not an error: the transfer starts again
-    """The answer is not the part that was asked for."""
+    """The answer is not the requested part."""
 
 
 class _Download:
@@ -123,7 +123,7 @@ class _Download:
                 if not wanted or begin is None or int(begin[1]) != wanted:
                     raise _Changed
             elif answer.status_code == 200:
-                self._restart()  # the first request asks for all; on later ones the registry ignored the range
+                self._restart()  # the first request is for the whole blob; of later ones the range was ignored
             elif answer.status_code == 416 and wanted:
                 raise _Changed
             else:

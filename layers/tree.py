@@ -31,7 +31,7 @@ _TARGET_MAX: Final = 4096
 _SCANS_MAX: Final = 128  # cached listings of directories of one branch
 _SCANS_MAX_TOTAL: Final = 8192  # cached listings of all branches together
 _OPEN_MAX_TOTAL: Final = 480  # open directories of all branches together
-_MANY: Final = 100  # branches that need more descriptors than the usual soft limit (1024) allows
+_MANY: Final = 100  # with more branches, more descriptors are needed than the usual soft limit (1024) allows
 
 
 class LayerTree:
@@ -187,7 +187,7 @@ class View(walk.Reader[LayerPath, os.stat_result]):
         return self._node(places[0], tuple(places)) if places else None
 
     def children(self, directory: Node) -> dict[bytes, Node]:
-        """The content of a directory, sorted by name, without what a running container removes meanwhile."""
+        """The content of a directory, sorted by name, without entries that a running container removes meanwhile."""
         found = {}
         for name in sorted(self._names(directory)):
             with leaving_out_gone():
@@ -231,7 +231,7 @@ class View(walk.Reader[LayerPath, os.stat_result]):
         return Entry(place, st, kind)
 
     def _meet_partial(self, place: LayerPath) -> None:
-        """A file has only a part of its data. Raises: LayerError."""
+        """Refuse a file that has only a part of its data. Raises: LayerError."""
         hint = "unionfs complete MOUNTPOINT, while the union that wrote it is mounted, brings all of its data"
         path = os.fsdecode(b"/".join(place.path))
         raise LayerError("reading", path, "the file has only a part of its data", hint=hint)
@@ -300,7 +300,7 @@ class MarkedView(View):
 
 @contextmanager
 def leaving_out_gone() -> Iterator[None]:
-    """Around reading what was listed: end the block where it was removed since, by a container that runs."""
+    """Context for reading a listed entry: ends the block if a running container has removed the entry since."""
     try:
         yield
     except OSError as error:
@@ -309,7 +309,7 @@ def leaving_out_gone() -> Iterator[None]:
 
 
 def target(node: Node) -> bytes:
-    """The target of a symlink, also of one that is kept as a file with a noted owner."""
+    """The target of a symlink, also of one that is stored as a file with a noted owner."""
     fd = node.place.branch.open_path(node.place.path)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -394,5 +394,5 @@ def _noted(fd: int, st: os.stat_result) -> owners.Override | None:
 
 
 def _unnoted(number: int, own: int) -> int:
-    """The owner of a file without a noted one, in a layer that has noted owners: our id stands for root's."""
+    """The owner of a file without a noted one, in a layer that has noted owners: our id represents root's."""
     return 0 if number == own else number

@@ -9,9 +9,9 @@ Rules:
 2. Whiteouts become AUFS marks. A whiteout of a path that the layer itself has an entry for hides the layers beneath
    only: for a directory that is an opaque mark, for a file no mark is needed.
 3. A directory's owner, mode and time are set last, when everything in it was made.
-4. What depends on the layers beneath (the metadata of directories without an entry, the data of hard links' targets) is
-   collected in `Unpacked.unresolved` for `resolve_parents`, so that layers can be unpacked at the same time.
-5. When anything is refused or fails, the caller removes the directory; nothing outside of it was touched.
+4. Parts that depend on the layers beneath (the metadata of directories without an entry, the data of hard links'
+targets) are listed in `Unpacked.unresolved` for `resolve_parents`, so that layers can be unpacked at the same time. 5.
+When anything is refused or fails, the caller removes the directory; nothing outside of it was touched.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from layers.attributes import (
     finish_directory,
     note,
     set_xattrs,
-    write_all,
 )
 from layers.compression import Readable
 from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
@@ -46,10 +45,11 @@ from layers.tarread import entries
 from layers.tarstream import TarStream, cut_off
 from unionfs import markers, posix_acl
 from unionfs.trees.remove import remove_tree
+from unionfs.write_all import write_all
 
 _MARK_MODE: Final = 0o444
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_FOLLOWED_MAX: Final = 40  # symlinks on one path, as the kernel has it (path_resolution(7))
+_FOLLOWED_MAX: Final = 40  # symlinks on one path, as in the kernel (path_resolution(7))
 _SMALL: Final = 64 << 10  # files up to this size are read in one piece
 
 
@@ -183,7 +183,7 @@ class _Unpacking:
                 if len(data) != entry.size:
                     raise cut_off(os.fsdecode(name))
                 if data:
-                    write_all(fd, memoryview(data))
+                    write_all(fd, data)
                 content = xxhash.xxh3_128_hexdigest(data)
             else:
                 content = self._large(fd, entry)
@@ -301,7 +301,7 @@ class _Unpacking:
     def _note_special(self, fd: int, entry: Entry) -> Fingerprint:
         """Finish a regular file that stands for a device, a fifo, or a symlink, whose target is its content."""
         mode = 0o777 if entry.kind == SYMLINK else entry.mode
-        write_all(fd, memoryview(entry.target))
+        write_all(fd, entry.target)
         try:
             kept = note(fd, owners.Override(entry.uid, entry.gid, mode, entry.kind, entry.device))
         except OSError as error:

@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
         metavar="DIR",
         action="append",
         default=[],
-        help="a directory beneath the layer, topmost first: find marks without effect, and files whose data, which are "
-        "there, have changed or are missing",
+        help="a directory beneath the layer, topmost first: find marks without effect, and files whose data in that "
+        "directory have changed or are missing",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)

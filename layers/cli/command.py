@@ -19,12 +19,12 @@ from unionfs.write_all import replace_standard_streams
 
 VERBS: Final = {
     "inspect": "show sizes, hidden files and duplicate files of the layers of an image",
-    "explore": "look at the layers of an image, a container or a union on a terminal",
+    "explore": "explore the layers of an image, a container or a union on a terminal",
     "why": "show which layer provides a path, and which hide it",
     "diff": "list the differences between two layers, trees or images",
     "check": "find contradictory, orphaned and foreign marks, and malformed owners",
     "convert": "write a layer's marks in another dialect",
-    "verify": "list files of unpacked layers that changed since they were unpacked",
+    "verify": "list files of unpacked layers that have changed since they were unpacked",
     "squash": "merge several layers into one",
     "pack": "write a directory as a layer's tar",
     "unpack": "unpack a layer's tar into a directory",
@@ -33,7 +33,7 @@ VERBS: Final = {
 
 _SUBJECTS: Final = """\
 A layer is given as a directory, a tar (compressed or not), or IMAGE, the name of an image in the store or its archive
-(docker save, OCI); the prefixes `dir:`, `tar:`, `image:` and `archive:` tell these apart where that is unclear."""
+(docker save, OCI); the prefixes `dir:`, `tar:`, `image:` and `archive:` resolve ambiguous names."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,7 +112,7 @@ def help_text() -> str:
     return f"""\
 usage: layers VERB [OPTIONS...]
 
-Look into, compare, check and make the layers of container images.
+Inspect, compare, check and make the layers of container images.
 
 verbs:
 {verbs}

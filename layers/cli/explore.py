@@ -103,7 +103,7 @@ def _open(texts: Sequence[str], arguments: Namespace, unions: Unions, keep: Exit
         store = store_of(stack)
     title = str(stack.about.get("name") or ", ".join(texts))
     with _Progress() as progress:
-        tree = open_tree(stack.layers, store, keep, progress.told)
+        tree = open_tree(stack.layers, store, keep, progress.show)
     return _Opened(title, stack, tree, found)
 
 
@@ -126,13 +126,13 @@ def _open_layout(path: str, keep: ExitStack) -> tuple[Store, StoredImage]:
 
 
 class _Progress:
-    """Says on a terminal how many layers have been read."""
+    """Shows on a terminal how many layers have been read."""
 
     def __enter__(self) -> _Progress:
         self._is_shown = False
         return self
 
-    def told(self, done: int, of: int) -> None:
+    def show(self, done: int, of: int) -> None:
         if sys.stderr.isatty():
             self._is_shown = True
             print(f"\rreading layers: {done} of {of} ", end="", file=sys.stderr, flush=True)
@@ -154,7 +154,7 @@ def _print(opened: Sequence[_Opened]) -> None:
 def set_frame_rate() -> None:
     """Have textual draw up to 240 times a second, unless the user has chosen a rate. It must not be imported yet.
 
-    What one key changes is drawn in two steps. At textual's own 60 the second one waits for 17 ms.
+    The effect of a key is drawn in two steps. At textual's own rate of 60 the second one waits for 17 ms.
     """
     os.environ.setdefault("TEXTUAL_FPS", "240")
 
@@ -179,7 +179,7 @@ def _run(opened: Sequence[_Opened], arguments: Namespace) -> int:
 
 
 def _shell(opened: _Opened, arguments: Namespace, level: int) -> None:
-    """Run a shell in a read-only union of the layers up to a level; raises what hinders it."""
+    """Run a shell in a read-only union of the layers up to a level. Raises: LayerError, OSError, CalledProcessError."""
     with ExitStack() as keep:
         directories: list[str] = []
         for subject in opened.subjects:

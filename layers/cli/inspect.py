@@ -25,7 +25,7 @@ Show sizes, numbers of files, whiteouts, and the largest files of layers. Of an 
 list hidden files, which every pull transfers: files that a higher layer replaces or removes, with that layer; and files
 with the same content.
 
-The efficiency is the part of the stored bytes that shows. Files "replaced by the same content" only got another owner,
+The efficiency is the visible part of the stored bytes. Files "replaced by the same content" only got another owner,
 mode or time: set it in the build step that makes them. `layers why` explains one path."""
 
 

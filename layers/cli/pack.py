@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def note_shrunk(path: str) -> None:
-    """Say that a file became shorter while it was packed."""
+    """Print a note that a file became shorter while it was packed."""
     note = f"layers: note: {path} became shorter while it was read: the rest is filled with zeros"
     print(printable_line(note), file=sys.stderr)
 

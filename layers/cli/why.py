@@ -19,7 +19,7 @@ from unionfs.printable import printable
 _DESCRIPTION = """\
 Show the effect of each layer on PATH, the topmost layer first: it brings the path, hides it (a whiteout of it or of a
 directory above it), empties it (an opaque directory), covers it (a file in the place of a directory above it), or only
-passes through (it has files below it). Arrows mark the layers that the image shows there; directories are merged.
+passes through (it has files below it). Arrows mark the layers whose entries are visible; directories are merged.
 
 Exit code 5 when no layer knows the path, 0 otherwise, also when the path does not show."""
 

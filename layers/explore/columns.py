@@ -3,7 +3,7 @@
     magic               16 bytes, the last of them the version
     xxh3                 8 bytes, little-endian: XXH3-64 of all that follows
     length               8 bytes, little-endian: of the header
-    header              JSON: what the writer says of the file, and (name, type code, offset, bytes) of each column
+    header              JSON: facts of the writer about the file, and (name, type code, offset, bytes) of each column
     columns             each at an offset that is a multiple of 8
 
 A file that is cut off, damaged, or of another version raises `Damaged`: it is a cache, and its owner makes it again.
@@ -25,7 +25,7 @@ import xxhash
 Column = memoryview
 
 _MAGIC: Final = b"unionfs columns1"
-"""With the version of what the columns hold: a file of another version is another kind of file."""
+"""Contains the version of the content: a file of another version is another kind of file."""
 
 _FIXED: Final = 32
 _READ: Final = 1 << 20
@@ -33,7 +33,7 @@ _ALIGNED: Final = 8
 
 
 class Damaged(Exception):  # noqa: N818 - reads as what it says
-    """The file is no file of columns, or not the one that was written. `str()` says why."""
+    """The file is no file of columns, or was changed since it was written. `str()` says why."""
 
 
 def write(file: IO[bytes], about: Mapping[str, Any], columns: Mapping[str, array[Any] | bytes | bytearray]) -> None:

@@ -17,7 +17,7 @@ MARK: Final = "mark"  # no entry, but a whiteout or opaque mark
 DIFF_MAX: Final = 64 << 10
 """Bytes of a file that is compared as text; larger files are compared by size and digest."""
 LINES_MAX: Final = 4000
-"""Lines of such a file: finding the differences takes time by the square of their number."""
+"""Lines of such a file: the time for finding the differences grows with the square of their number."""
 
 
 class Version(NamedTuple):
@@ -26,9 +26,9 @@ class Version(NamedTuple):
     layer: int  # whose entry it is
     entry: int
     state: str  # SHOWS, MERGED, HIDDEN or MARK
-    since: int  # the layer from which on it stands here: another one for what a redirect has moved
+    since: int  # the layer from which on it is at this path; another one if a redirect has moved it
     by: int  # the layer that hides it; NEVER: none
-    why: str  # of what is hidden: a sentence without its subject
+    why: str  # why it is hidden: a sentence without its subject
 
 
 def versions(tree: TreeIndex, node: int, level: int) -> list[Version]:

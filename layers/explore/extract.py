@@ -1,7 +1,7 @@
 """Extract a directory of a shown tree: files, directories and symlinks, as the user's own, without set-id bits.
 
-Each tar is read once. Everything is made in a new directory, by names of one component that no link can redirect, since
-nobody else can write to it before it is finished.
+Each tar is read once. All files are made in a new directory, by names of one component. No link can redirect them,
+since no other user can write to the directory before it is finished.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOE
 
 
 class Extracted(NamedTuple):
-    """What was extracted."""
+    """The number and sizes of extracted files."""
 
     files: int
     size: int  # bytes of data
@@ -39,7 +39,8 @@ class _File(NamedTuple):
 
 
 def extract(tree: TreeIndex, layers: Sequence[Readable], node: int, level: int, path: str) -> Extracted:
-    """Extract what shows of a directory at a level to the new directory `path`. If that fails, nothing is left.
+    """Extract the visible content of a directory at a level to the new directory `path`. After a failure nothing is
+    left.
 
     Raises: LayerError, as data.parts does; OSError, EEXIST if there is something at `path`.
     """
@@ -58,7 +59,7 @@ def extract(tree: TreeIndex, layers: Sequence[Readable], node: int, level: int, 
 
 def _make(tree: TreeIndex, top: int, level: int, path: str) -> tuple[list[_File], list[tuple[str, int, int]], int]:
     """Make directories and symlinks. Returns the files to write, the directories with mode and mtime, and the number of
-    what is left out."""
+    objects left out."""
     found: list[tuple[str, int, int]] = []  # place, layer, record
     directories: list[tuple[str, int, int]] = []
     left_out = 0

@@ -18,7 +18,7 @@ class Filter:
     """The conditions for a path to be shown; all must hold. The directories above it are shown, too."""
 
     changes: frozenset[str] = field(default_factory=lambda: frozenset(CHANGES))  # of ADDED ... SAME_HERE
-    layer: int | None = None  # the layer that brings what shows
+    layer: int | None = None  # the layer that brings the visible entry
     min_size: int = 0  # bytes
     owner: int | None = None  # uid
     set_id: bool = False  # set-user-id or set-group-id

@@ -82,7 +82,7 @@ class _Opening:
         store = self._store
         if store is None or self._chain is None:
             return self._made_unnamed()
-        with store.using():  # what gc would sweep is made in aside/
+        with store.using():  # temporary files are made in aside/, which gc sweeps
             os.makedirs(store.indexes, 0o700, exist_ok=True)
             paths = [store.index_path(Digest(source.diff_id), LAYER) for source in self._sources]
             return self._layers_and_tree(store, paths, store.index_path(self._chain, TREE))
@@ -200,7 +200,8 @@ _inherited: Sequence[Job] = ()  # set once, in a child
 
 
 def _in_children(jobs: Sequence[Job], done: Callable[[int], None] = lambda count: None) -> None:
-    """Do `jobs` in processes of their own, one for each processor; their memory ends with them. Raises what they do."""
+    """Do `jobs` in processes of their own, one for each processor; their memory ends with them. Raises their
+    exceptions."""
     most = min(len(jobs), len(os.sched_getaffinity(0)))
     with ProcessPoolExecutor(most, get_context("fork"), _begin, (jobs,)) as pool:
         try:
@@ -216,7 +217,7 @@ def _in_children(jobs: Sequence[Job], done: Callable[[int], None] = lambda count
 def _begin(jobs: Sequence[Job]) -> None:
     global _inherited  # noqa: PLW0603 - of a child process, whose only purpose this is
     _inherited = jobs
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the children, too, and without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the children, too, without a message
 
 
 def _do(number: int) -> None:

@@ -26,7 +26,7 @@ TEXT_MAX: Final = 1 << 30
 
 
 def write_layer(pieces: Iterable[Piece], file: IO[bytes], about: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write the columns of a layer to an empty file; returns what they say of it. Raises: Refused beyond TEXT_MAX; the
+    """Write the columns of a layer to an empty file; returns the facts about it. Raises: Refused beyond TEXT_MAX; the
     errors of the pieces.
 
     `about` is filled by the caller as the pieces are read (such as the digest of a tar), and written with the columns.
@@ -64,10 +64,10 @@ def write_layer(pieces: Iterable[Piece], file: IO[bytes], about: dict[str, Any] 
         stored_here += piece.stored
         if len(paths) + len(extras) > TEXT_MAX:
             raise Refused("reading a layer", "", f"its names and attributes take more than {TEXT_MAX} bytes")
-    told = {**(about or {}), "records": len(path_ends) - 1, "stored": stored_here, "counts": counts}
+    facts = {**(about or {}), "records": len(path_ends) - 1, "stored": stored_here, "counts": counts}
     blobs = {"paths": paths, "extras": extras, "content": contents, "head": heads}
-    write(file, told, {**numbers, "path": path_ends, "extra": extra_ends, **blobs})
-    return told
+    write(file, facts, {**numbers, "path": path_ends, "extra": extra_ends, **blobs})
+    return facts
 
 
 LACKING: Final = ("metacopy", "partial")
@@ -84,7 +84,7 @@ _COLUMNS: Final = {
 
 
 def _extra(piece: Piece) -> dict[str, Any]:
-    """What few entries have. Bytes are in hexadecimal digits."""
+    """The fields that few entries have. Bytes are in hexadecimal digits."""
     entry = piece.entry
     found: dict[str, Any] = {}
     if entry.target:
@@ -144,7 +144,7 @@ class LayerIndex:
         return bytes(self._head[record * HEAD : (record + 1) * HEAD])
 
     def extra(self, record: int) -> dict[str, Any]:
-        """What few entries have (see `_extra`); empty for the others."""
+        """The fields that few entries have (see `_extra`); empty for other entries."""
         data = text(self._extras, self._extra, record)
         found: dict[str, Any] = json.loads(data) if data else {}
         return found

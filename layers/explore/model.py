@@ -20,9 +20,9 @@ class Row(NamedTuple):
 
     node: int
     depth: int  # 0: in the root directory
-    entry: int  # that shows, or, of what was removed, that showed before
+    entry: int  # the visible entry, or of a removed path the entry that was visible before
     change: str  # of tree_index
-    size: int  # bytes that show at and below it; of what was removed, those that showed
+    size: int  # visible bytes at and below it; of a removed path those that were visible before
     files: int
     is_directory: bool
     is_open: bool
@@ -78,7 +78,7 @@ class Explorer:
     ) -> None:
         """Show another level, the changes from another base, or another filter. Open directories stay open.
 
-        `let_through` is what `filtered` has given for the same arguments: where there is none, it is asked here.
+        `let_through`: the result of `filtered` for the same arguments; None: it is computed here.
         """
         found = self.filtered(level, whole=whole, wanted=wanted) if let_through is None else let_through
         self.level, self.whole, self.filter = self._would(level, whole, wanted)

@@ -1,4 +1,4 @@
-"""Merge the indexes of the layers of a stack: one tree of all paths, with every entry that any layer has of each.
+"""Merge the indexes of the layers of a stack into one tree of all paths, with the entries of all layers at each path.
 
 An entry shows from the layer `since` on, until the layer `by` hides it. So the tree of every level of the stack is in
 one file: the entries with `since` <= level < `by`. The rules are those of `size_report`; a test compares the results.
@@ -28,7 +28,7 @@ KEPT: Final = 5  # its name is gone, its data shows: under another name, or belo
 WASTED: Final = (REPLACED, REMOVED, SAME)
 
 NEVER: Final = 0xFFFF  # `by` of an entry that shows in the topmost layer
-IMPLIED: Final = 0xFFFFFFFF  # `record` of a directory that no layer has an entry of, but something below it
+IMPLIED: Final = 0xFFFFFFFF  # `record` of a directory for which no layer has an entry, though one has entries below it
 LAYERS_MAX: Final = 0xFFFE
 NODES_MAX: Final = 10_000_000
 """Paths of a tree, of up to 400 bytes of memory each. One entry of a tar can have 2,000 directories in its path."""
@@ -387,7 +387,7 @@ def _wasted(columns: dict[str, Any]) -> array[int]:
 
 
 def _effects(columns: dict[str, Any], layers: int) -> array[int]:
-    """For each layer how many files (all entries but directories) it adds, changes and removes."""
+    """For each layer the number of files (all entries except directories) that it adds, changes and removes."""
     kind, node, since, by = columns["kind"], columns["node"], columns["since"], columns["by"]
     added, changed, gone = [0] * layers, [0] * layers, [0] * (NEVER + 1)
     hidden = (-1, NEVER)  # the node and the hiding layer of the last entry that was hidden
@@ -408,8 +408,8 @@ def _effects(columns: dict[str, Any], layers: int) -> array[int]:
 
 
 def _totals(columns: dict[str, Any]) -> dict[str, array[int]]:
-    """For each directory and each layer that changes anything below it: what it brings, and what then shows more or
-    less, in bytes and in files (all entries but directories)."""
+    """For each directory and each layer that changes something below it: the bytes and files (all entries except
+    directories) that the layer brings, and the change of the visible ones."""
     parent, node_of, kind = columns["parent"], columns["node"], columns["kind"]
     layer_of, since, by, stored = columns["layer"], columns["since"], columns["by"], columns["stored"]
     sums: dict[int, dict[int, list[int]]] = {}

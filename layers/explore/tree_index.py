@@ -27,11 +27,11 @@ SAME_HERE: Final = ""
 
 _DIRECTORY: Final = DIRECTORY >> 12
 _MARKS: Final = (WHITEOUT, OPAQUE)
-_ROW: Final = 4  # numbers for each layer of a directory: brought bytes and files, more bytes and files that show
+_ROW: Final = 4  # numbers for each layer of a directory: brought bytes and files, change of visible bytes and files
 
 
 class TreeIndex:
-    """The tree of a stack. Close it after use; the layers' indexes are closed by whoever opened them."""
+    """The tree of a stack. Close it after use; the caller closes the layers' indexes."""
 
     def __init__(self, columns: Columns, layers: Sequence[LayerIndex]) -> None:
         self.layers = layers  # bottom first
@@ -127,7 +127,7 @@ class TreeIndex:
         return bool(self._kind[entry] == _DIRECTORY)
 
     def is_implied(self, entry: int) -> bool:
-        """Whether an entry is a directory that no layer has an entry of, although layers have entries below it."""
+        """Whether an entry is a directory for which no layer has an entry, although layers have entries below it."""
         return bool(self.record_of[entry] == IMPLIED)
 
     def layer_entry(self, entry: int) -> Entry:
@@ -227,11 +227,11 @@ class TreeIndex:
         )  # fmt: skip
 
     def effects(self, layer: int) -> tuple[int, int, int]:
-        """How many files (all entries but directories) a layer adds, changes and removes."""
+        """The number of files (all entries except directories) that a layer adds, changes and removes."""
         added, changed, removed = self._effect[layer * 3 : layer * 3 + 3]
         return added, changed, removed
 
-    # -- what is wasted --
+    # -- wasted bytes --
 
     @cached_property
     def hidden_in(self) -> list[int]:

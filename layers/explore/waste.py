@@ -35,7 +35,7 @@ class Waste(NamedTuple):
     size: int
     cause: str  # one of CAUSES
     entry: int
-    by: int  # the layer that hides it; of TWICE the layer of the other file
+    by: int  # the layer that hides it; with the cause TWICE the layer of the other file
     other: int  # the entry of the same path that replaces it, or the other file with the same data; -1: none
 
 
@@ -70,7 +70,7 @@ def largest(tree: TreeIndex, most: int, cause: str = "") -> list[Waste]:
 
 
 def sums(tree: TreeIndex) -> dict[str, Sum]:
-    """The sum of each cause, in the order of CAUSES. Looks at every wasted file."""
+    """The sum of each cause, in the order of CAUSES. Visits every wasted file."""
     found = dict.fromkeys(CAUSES, Sum(0, 0))
     for source in (hidden(tree), twice(tree)):
         for waste in source:

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.text import Text
 from textual import events, work
 from textual.app import App, ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Container, Horizontal, Vertical, VerticalScroll
 from textual.notifications import SeverityLevel
 from textual.widgets import DataTable, Footer, Static
@@ -30,7 +30,7 @@ from layers.explore.model import BY_NAME, BY_SIZE, Explorer
 from layers.explore.tree_index import REMOVED_HERE, SAME_HERE, TreeIndex
 from layers.screen import words
 from layers.screen.dialogs import Ask, Dialog, FilterDialog, Lines, WasteDialog, help_lines
-from layers.screen.tree_pane import TreePane
+from layers.screen.tree_pane import TreePane, key
 from unionfs.output_file import OutputFile
 from unionfs.printable import printable, printable_line
 
@@ -75,28 +75,27 @@ class ExplorerApp(App[None]):
     .too-small #panes, .too-small Footer { display: none; }
     .too-small #small { display: block; }
     """
-    # priority: the app handles every key before it takes the next, so that what is typed after / goes to the dialog.
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("question_mark", "help", "Help", key_display="?", priority=True),
-        Binding("q", "quit", "Quit", priority=True),
-        Binding("ctrl+c", "interrupt", show=False, priority=True),  # in a line of input it would copy
-        Binding("ctrl+z", "suspend_process", show=False, priority=True),
-        Binding("tab", "app.focus_next", show=False, priority=True),
-        Binding("slash", "find", "Find", key_display="/", priority=True),
-        Binding("n", "found(1)", show=False, priority=True),
-        Binding("N", "found(-1)", show=False, priority=True),
-        Binding("ctrl+f,F", "filter", "Filter", priority=True),
-        Binding("ctrl+a", "whole", "Whole", priority=True),
-        Binding("ctrl+l", "alone", "Layer", priority=True),
-        Binding("ctrl+u", "without('same')", show=False, priority=True),
-        Binding("ctrl+r", "without('removed')", show=False, priority=True),
-        Binding("ctrl+b,a", "attributes", show=False, priority=True),
-        Binding("ctrl+o,o", "order", show=False, priority=True),
-        Binding("w", "wasted", "Wasted", priority=True),
-        Binding("v", "compare", "Compare", priority=True),
-        Binding("y", "copy_path", show=False, priority=True),
-        Binding("ctrl+e,e", "extract", "Extract", priority=True),
-        Binding("s", "shell", show=False, priority=True),
+        key("question_mark", "help", "Help", key_display="?"),
+        key("q", "quit", "Quit"),
+        key("ctrl+c", "interrupt"),  # in a line of input Ctrl-C would copy
+        key("ctrl+z", "suspend_process"),
+        key("tab", "app.focus_next"),
+        key("slash", "find", "Find", key_display="/"),
+        key("n", "found(1)"),
+        key("N", "found(-1)"),
+        key("ctrl+f,F", "filter", "Filter"),
+        key("ctrl+a", "whole", "Whole"),
+        key("ctrl+l", "alone", "Layer"),
+        key("ctrl+u", "without('same')"),
+        key("ctrl+r", "without('removed')"),
+        key("ctrl+b,a", "attributes"),
+        key("ctrl+o,o", "order"),
+        key("w", "wasted", "Wasted"),
+        key("v", "compare", "Compare"),
+        key("y", "copy_path"),
+        key("ctrl+e,e", "extract", "Extract"),
+        key("s", "shell"),
     ]
 
     def __init__(self, sides: Sequence[Side]) -> None:
@@ -178,7 +177,7 @@ class ExplorerApp(App[None]):
         if self.focused is not None and self.focused.id == "layers":
             if level != self.side.explorer.level:
                 self._view(level)
-            self._tell(words.layer(self.side.tree, self.side.layers, level))
+            self._show_lines(words.layer(self.side.tree, self.side.layers, level))
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         if isinstance(event.widget, TreePane):
@@ -187,25 +186,25 @@ class ExplorerApp(App[None]):
                 self._at = at
                 self._matches = []
                 self._fill_layers()
-            self._tell_entry()
+            self._show_entry()
         elif event.widget.id == "layers":
-            self._tell(words.layer(self.side.tree, self.side.layers, self.side.explorer.level))
+            self._show_lines(words.layer(self.side.tree, self.side.layers, self.side.explorer.level))
 
     def on_tree_pane_moved(self, event: TreePane.Moved) -> None:
         if event.pane is self.pane and event.pane.has_focus:
-            self._tell_entry()
+            self._show_entry()
 
-    def _tell_entry(self) -> None:
+    def _show_entry(self) -> None:
         side, node = self.side, self.pane.node
         if node < 0:
-            self._tell(["nothing to show"])
+            self._show_lines(["nothing to show"])
             return
         explorer = side.explorer
-        self._tell(words.entry(side.tree, side.layers, node, explorer.level, explorer.base))
+        self._show_lines(words.entry(side.tree, side.layers, node, explorer.level, explorer.base))
 
-    def _tell(self, lines: Sequence[str]) -> None:
-        """Show lines in the pane of details. The screen is laid out again, which takes 9 ms, only where they need more
-        rows than the pane has, or those before did: two rows together have more cells than one is wide."""
+    def _show_lines(self, lines: Sequence[str]) -> None:
+        """Show lines in the pane of details. The screen is laid out again, which takes 9 ms, only if these lines, or
+        the former ones, need more rows than the pane has: two rows together have more cells than one is wide."""
         size = self.query_one("#details").size
         fits = sum(1 + 2 * cell_len(line) // max(size.width, 1) for line in lines) <= size.height
         self.query_one("#text", Static).update(Text("\n".join(lines)), layout=not (fits and self._fits))
@@ -331,7 +330,7 @@ class ExplorerApp(App[None]):
             return
         if not self.pane.go_to(node):
             self.notify("it does not show in this view: choose its layer, then Ctrl-L")
-            self._tell(words.entry(self.side.tree, self.side.layers, node, self.side.tree.top, -1))
+            self._show_lines(words.entry(self.side.tree, self.side.layers, node, self.side.tree.top, -1))
         self.pane.focus()
 
     def action_copy_path(self) -> None:

@@ -91,7 +91,7 @@ class Lines(Dialog[None]):
 
 
 def help_lines() -> list[str]:
-    """The keys, and what the letters in the tree mean."""
+    """The keys, and the meaning of the letters in the tree."""
     letters = [f"  {LETTERS[change] if LETTERS[change].strip() else 'none':<4} {WORDS[change]}" for change in LETTERS]
     marks = [f"  {letter:<4} {text}" for letter, text in MARK_WORDS.items()]
     return [*HELP.splitlines(), "", "letters before a path:", *letters, *marks]
@@ -110,7 +110,7 @@ class Ask(Dialog[str]):
             yield Input(self._text)
 
     def on_key(self, event: events.Key) -> None:
-        """Take what was typed before the line of input had the focus."""
+        """Take keys that were typed before the line of input had the focus."""
         line = self.query_one(Input)
         if not line.has_focus:
             if event.is_printable and event.character is not None:

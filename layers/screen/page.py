@@ -1,7 +1,7 @@
 """A stack of layers as one HTML file: a treemap, tables and a search. It loads nothing from anywhere.
 
-Of a large image only the largest paths are in it, so that the file stays small: PATHS_MAX of them, directories with all
-that is below them counted. The page says how many are left out.
+Of a large image it lists only the PATHS_MAX largest paths, so that the file stays small; a directory counts with its
+content. The page says how many are left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The style and the script of the page that `page` writes. The script puts no name as markup."""
+"""The style and the script of the page that `page` writes. The script never inserts a name as markup."""
 
 from __future__ import annotations
 

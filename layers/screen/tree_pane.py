@@ -25,6 +25,12 @@ _CLASSES: Final = {ADDED: "added", CHANGED: "changed", METADATA: "metadata", REM
 _INDENT: Final = 2
 
 
+def key(keys: str, action: str, description: str = "", key_display: str | None = None) -> Binding:
+    """A key of the program; without a description the footer does not list it. It has priority: the app handles every
+    key before it reads the next, so that text typed after / goes to the dialog."""
+    return Binding(keys, action, description, show=bool(description), key_display=key_display, priority=True)
+
+
 class TreePane(ScrollView, can_focus=True):
     """Shows an `Explorer`. Sends `Moved` when the cursor is on another row."""
 
@@ -40,16 +46,16 @@ class TreePane(ScrollView, can_focus=True):
     TreePane > .tree--cursor { text-style: reverse; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down,j", "move(1)", "Down", show=False, priority=True),
-        Binding("up,k", "move(-1)", "Up", show=False, priority=True),
-        Binding("pagedown,f", "page(1)", "Page down", show=False, priority=True),
-        Binding("pageup,b", "page(-1)", "Page up", show=False, priority=True),
-        Binding("home,g", "go(0)", "Top", show=False, priority=True),
-        Binding("end,G", "go(-1)", "End", show=False, priority=True),
-        Binding("space,enter", "turn", "Open", show=True, priority=True),
-        Binding("right,l", "open", "Open", show=False, priority=True),
-        Binding("left,h", "close", "Close", show=False, priority=True),
-        Binding("ctrl+@,C", "close_all", "Close all", show=False, priority=True),
+        key("down,j", "move(1)"),
+        key("up,k", "move(-1)"),
+        key("pagedown,f", "page(1)"),
+        key("pageup,b", "page(-1)"),
+        key("home,g", "go(0)"),
+        key("end,G", "go(-1)"),
+        key("space,enter", "turn", "Open"),
+        key("right,l", "open"),
+        key("left,h", "close"),
+        key("ctrl+@,C", "close_all"),
     ]
 
     class Moved(Message):

@@ -346,8 +346,8 @@ def test_check_finds_what_is_wrong(scratch: Path) -> None:
         found = list(lint.of_directory(branches.open(str(layer)), branches.view([str(lower)]), "aufs"))
     told = sorted((one.path, one.what) for one in found)
     for path, what in [
-        (b".wh.", "a whiteout of nothing"),
-        (b".wh...", "a whiteout of nothing"),
+        (b".wh.", "a whiteout that hides no name"),
+        (b".wh...", "a whiteout that hides no name"),
         (b".wh..wh.orph", "bookkeeping"),
         (b"both", "both a whiteout and an entry"),
         (b"dev", "of the overlay dialect"),
