@@ -1,4 +1,4 @@
-"""Run a program, list the files of a tree: what several phases do."""
+"""Run a program, list the files of a tree: shared by several phases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def program(argv: Sequence[str | os.PathLike[str]], cwd: Path, env: Mapping[str, str] | None = None) -> None:
-    """Run a program to its end, its output thrown away.
+    """Run a program to its end, and discard its output.
 
     Raises: subprocess.CalledProcessError.
     """

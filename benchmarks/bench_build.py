@@ -83,7 +83,7 @@ Build = Callable[[bool], str]
 def systems(
     user: User, directory: Path, tar: Path, context: Path, wanted: Sequence[str], stack: ExitStack
 ) -> dict[str, Build]:
-    """The systems that are here, each with the base in its store."""
+    """The installed systems, each with the base in its store."""
     found: dict[str, Build] = {}
     short = Path(stack.enter_context(TemporaryDirectory(prefix="unionfs-")))
     user.own(short)

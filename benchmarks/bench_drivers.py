@@ -2,11 +2,11 @@
 layer, on the disk, and when it is removed? Does a second container find in the page cache what a first one has read?
 
 A store with one image, a minimal Debian with files of 1 kB to 100 MB on top; Btrfs on a file of its own if root can
-mount it. `first` is the first container of the image on this store, which has to copy or convert what later ones find;
-`next` is each later one, the median of the rounds. `write` opens a file and writes one byte, as the container sees it,
-and `small` does that to 500 files. `remove` is `unionfs rm` of a container that has done all that. `disk` is what one
-more container takes, changes aside, and `changed` what these changes take. Not part of the suite: containers are
-compared, not mounts.
+mount it. `first` is the first container of the image on this store, which has to copy or convert the layers for later
+ones; `next` is each later one, the median of the rounds. `write` is the time in the container for opening a file and
+writing one byte, and `small` the same for 500 files. `remove` is `unionfs rm` of a container after these changes.
+`disk` is the space of one more container without changes, and `changed` the space of these changes. Not part of the
+suite: containers are compared, not mounts.
 """
 
 from __future__ import annotations

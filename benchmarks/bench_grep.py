@@ -10,7 +10,7 @@ from benchmarks.workload import Context, Phase, Workload, debian
 
 
 def grep(context: Context) -> None:
-    """Search the shared text of the system for something that is nowhere."""
+    """Search the shared text of the system for a string that no file contains."""
     program(
         ["sh", "-c", "! grep -rIF 'a string that is nowhere' usr/share usr/lib/python3.11 usr/include"], context.merged
     )

@@ -1,4 +1,4 @@
-"""How much memory does the daemon keep for each file it has shown?"""
+"""How much memory does the daemon keep for each file that was looked up?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lowers(materials: Materials, scale: Scale) -> Sequence[Path]:
 
 
 def bytes_a_file(sample: Sample, scale: Scale) -> float | None:
-    """What the daemon's resident memory gained, over the number of files."""
+    """The growth of the daemon's resident memory, divided by the number of files."""
     return None if sample.daemon_growth is None else max(0, sample.daemon_growth) / scale.of(_FILES)
 
 

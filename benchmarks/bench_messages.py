@@ -1,8 +1,8 @@
 """What does one message cost in our code, by kind?
 
-Prepared requests are given to the dispatcher itself, over real branches, without a device: what is left out is the way
-through the kernel and the loop. Processor time of this process counts, which others' load changes little. Not part of
-the suite, because no other system runs this code.
+Prepared requests are given to the dispatcher itself, over real branches, without a device, so without the kernel and
+the loop. The processor time of this process counts, which other load changes little. Not part of the suite, because no
+other system runs this code.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _lists(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
 
 
 def _lists_again(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
-    """Those of files whose empty lists are known: looking them up would end that."""
+    """LISTXATTRs of files whose empty lists are remembered; a lookup would end that."""
     return [wire.request(wire.LISTXATTR, _made(kernel), struct.pack("=II", 0, 0))] * count
 
 
@@ -167,7 +167,8 @@ KINDS: Final[dict[str, tuple[Callable[[Kernel, int, Numbers], list[bytes]], int]
     "the same, unknown": (_first_listings, _A_DIRECTORY),
     "FORGET": (_forgets, 1),
 }
-"""By kind, its requests and how many messages one of them counts as; each kind needs what those before it made."""
+"""By kind, its requests and the number of messages that one of them counts as; each kind needs the files of those
+before it."""
 
 
 def measured(base: Path, messages: int) -> dict[str, tuple[float, float]]:

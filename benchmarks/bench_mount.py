@@ -11,7 +11,7 @@ from unionfs.bench import systems
 
 
 def first_answer(context: Context) -> None:
-    """Ask for attributes that only the daemon knows."""
+    """Ask for attributes that only the daemon has."""
     os.lstat(context.merged / "usr")
 
 

@@ -59,19 +59,19 @@ _STEPS: Final = 8
 _TIMEOUT_S: Final = 600
 _END_OF_DAEMONS_S: Final = 10
 _PAUSE_S: Final = 0.3
-"""Before each command: what the one before has left to the kernel ends."""
+"""Seconds before each command, in which the kernel finishes work of the one before."""
 _LINGER: Final = {"UNIONFS_LINGER": "60"}
-"""The default. The users of the tests have another."""
+"""The default of UNIONFS_LINGER. The users of the tests have another."""
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
 class Samples:
-    """What was measured of one job on one system, a value for each round."""
+    """The measurements of one job on one system, a value for each round."""
 
     seconds: list[float] = field(default_factory=list)
     processor_s: list[float] = field(default_factory=list)
-    said: set[str] = field(default_factory=set)  # what the command printed; of `diff` only
+    said: set[str] = field(default_factory=set)  # the output of the command; of `diff` only
 
     def summary(self) -> dict[str, Any]:
         """Return medians and spreads."""
@@ -126,7 +126,7 @@ class Podman:
         self("run", "--name", _CHANGED, "--network=host", BASE, "sh", "-c", _CHANGES)
 
     def clean(self, job: str) -> None:
-        """Remove what a job has made; not timed."""
+        """Remove the results of a job; not timed."""
         if job == "commit":
             self("rmi", "-f", "localhost/committed:1")
         elif job == "build":
@@ -183,7 +183,7 @@ def _is_serving(pid: int) -> bool:
 
 
 def _programs(user: User, directory: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Path | None]]:
-    """Yield the systems that are here, with their mount programs."""
+    """Yield the installed systems, with their mount programs."""
     ours = Path(sys.executable).with_name("unionfs")
     second = os.environ.get("UNIONFS_BENCH_FUSE_OVERLAYFS_2")
     for system in wanted:

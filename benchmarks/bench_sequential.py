@@ -1,4 +1,4 @@
-"""How fast do the bytes of a large file go through?"""
+"""How fast are the data of a large file read and written?"""
 
 from __future__ import annotations
 

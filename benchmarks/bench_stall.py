@@ -1,4 +1,4 @@
-"""How long do others wait while a large file is copied up?"""
+"""How long do other requests wait while a large file is copied up?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lowers(materials: Materials, scale: Scale) -> Sequence[Path]:
 def stat_meanwhile(context: Context) -> float:
     """stat a file every 2 ms while another process appends to the large one; the 99th percentile in milliseconds.
 
-    A stat counts from when it was due: what waits behind a slow one has waited, too.
+    The time of a stat counts from the moment at which it was due, so stats behind a slow one count as waiting, too.
     """
     files, directories = context.scale.of(_FILES, 200), context.scale.of(_DIRECTORIES)
     os.listdir(context.merged)  # the daemon has started: that is another benchmark's question
@@ -50,7 +50,7 @@ def stat_meanwhile(context: Context) -> float:
         waited.append(time.monotonic() - due)
         due += _EVERY_S
         number += 1
-    # What was due while the copy went on and could not be asked for has waited until now.
+    # Stats that were due during the copy and could not be made have waited until now.
     while due < time.monotonic():
         waited.append(time.monotonic() - due)
         due += _EVERY_S

@@ -6,8 +6,8 @@ processor seconds are those of a control group (cpuacct) in which the commands r
 the page cache was dropped before.
 
 Then the time of Python's imports (`python3 -c "import ..."`) in a container of an image file, and through squashfuse_ll
-alone with chroot(2), the first time and again. Needs root, cgroup v1, podman, charliecloud and squashfuse; what is
-missing is left out.
+alone with chroot(2), the first time and again. Needs root, cgroup v1, podman, charliecloud and squashfuse; systems that
+are missing are left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast does a layer come out of its tar, beside `tar -x`, and how much memory does that take?
+"""How fast is a layer unpacked from its tar, beside `tar -x`, and how much memory does that take?
 
 Three layers of 500 MB: `many` has 40,000 small files, `few` has ten large ones, `debian` is a root filesystem; each
 without compression, with gzip and with zstd. Both unpack with owners, modes and times onto the same filesystem. Ours

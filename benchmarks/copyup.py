@@ -1,4 +1,4 @@
-"""What copy-up costs: `unionfs bench copyup`, from a checkout. `python -m benchmarks.copyup --quick`."""
+"""The cost of copy-up: `unionfs bench copyup`, from a checkout. `python -m benchmarks.copyup --quick`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure what a chain of forks costs its last member: the processor time of a union over many frozen branches.
+"""Measure the cost of a chain of forks for its last member: the processor time of a union over many frozen branches.
 
     python -m benchmarks.depth [--depths 1 50] [--directories 100] [--files 40] [--rounds 5]
 

@@ -1,8 +1,9 @@
-"""Do hundreds of containers of one image succeed at once, and thousands one after another, and what do they leave?
+"""Do hundreds of containers of one image succeed at once, and thousands one after another, and which remains do they
+leave?
 
-An ordinary user runs `unionfs run --rm IMAGE true`; the image is a minimal Debian in a store of its own. Printed are
-the containers that failed, with what they said, and everything that is left afterwards: processes, mounts, control
-groups, directories of the store. Needs root, to make the user.
+An ordinary user runs `unionfs run --rm IMAGE true`; the image is a minimal Debian in a store of its own. Prints the
+containers that failed, with their output, and all remains: processes, mounts, control groups, directories of the store.
+Needs root, to make the user.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _LINGER: Final = {"UNIONFS_LINGER": "5"}
 
 
 def run_at_once(user: User, words: Sequence[str], count: int, env: Mapping[str, str]) -> tuple[float, list[str]]:
-    """Start `count` commands at the same moment; return the seconds that they took, and what each that failed has said.
+    """Start `count` commands at the same moment; return the seconds that they took, and the output of each that failed.
 
     Each is executed by a shell that waits until all shells have been started."""
     waiting, go = os.pipe()
@@ -52,7 +53,7 @@ def run_at_once(user: User, words: Sequence[str], count: int, env: Mapping[str, 
 
 
 def left(user: User, store: Path, groups: Sequence[str]) -> list[str]:
-    """What containers have left, after the parent of mounts has ended: one line for each thing."""
+    """The remains of containers, after the parent of mounts has ended: one line for each."""
     found = [f"process {pid}: {words}" for pid, words in left_after(lambda: processes_of(user.name), 30).items()]
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [f"mount: {line}" for line in mounts if str(store) in line]

@@ -1,8 +1,8 @@
-"""Make what the workloads work on: a Debian root filesystem, a tar of sources, synthetic trees.
+"""Make the input of the workloads: a Debian root filesystem, a tar of sources, synthetic trees.
 
 All is made once, never changed, and kept in /var/cache/unionfs/bench (root) or $XDG_CACHE_HOME/unionfs/bench. A name
-holds a digest of how the thing was made, so a change here makes a new one. What is not Debian's is fixed by content;
-`Materials.facts` tells how much the root filesystem holds.
+contains a digest of the recipe, so a change here makes a new material. The content of all but Debian is fixed;
+`Materials.facts` gives the size of the root filesystem.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Materials:
         return self._kept(name, recipe, make)
 
     def facts(self) -> dict[str, int | str]:
-        """Return the name of the root filesystem and how much it holds."""
+        """Return the name of the root filesystem and its numbers of files and directories."""
         top = self.debian()
         files = directories = 0
         for _, below, names in os.walk(top):
@@ -127,7 +127,7 @@ class Materials:
 
 
 def default_cache() -> Path:
-    """Return where materials are kept: in $UNIONFS_BENCH_CACHE if that is set."""
+    """Return the directory of materials: $UNIONFS_BENCH_CACHE if that is set."""
     if "UNIONFS_BENCH_CACHE" in os.environ:
         return Path(os.environ["UNIONFS_BENCH_CACHE"])
     if os.geteuid() == 0:
@@ -146,7 +146,7 @@ def _make_debian(into: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="unionfs-bench-", dir="/var/tmp") as aside:
         tar = Path(aside) / "debian.tar"
         _run([*_RECIPE, os.fspath(tar)], cwd=Path(aside))
-        # As an ordinary user everything belongs to that user: other owners could not be copied up in any union.
+        # For an ordinary user all files belong to that user: files of other owners could not be copied up in any union.
         owners = ["--same-owner"] if os.geteuid() == 0 else ["--no-same-owner"]
         _run(["tar", "-xp", "--numeric-owner", *owners, "-f", os.fspath(tar)], cwd=into)
 
@@ -198,4 +198,4 @@ def _pack_sources(rootfs: Path, tar: Path) -> None:
 
     with tarfile.open(tar, "w", format=tarfile.GNU_FORMAT) as archive:
         for tree in _SOURCE_TREES:
-            archive.add(rootfs / tree, tree, filter=plain)  # TarFile.add sorts what a directory holds
+            archive.add(rootfs / tree, tree, filter=plain)  # TarFile.add sorts the content of a directory

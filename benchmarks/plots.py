@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from unionfs.bench import systems
 
-COLOURS: Final = {  # told apart also by those who see few colours (Okabe and Ito)
+COLOURS: Final = {  # Okabe and Ito's palette for colour-blind readers
     systems.OURS: "#0072b2",
     systems.OURS_PYFUSE3: "#56b4e9",
     systems.OURS_PASSTHROUGH: "#cc79a7",
@@ -26,7 +26,7 @@ _AXES: Final = {
     "us": ("operation", "microseconds"),
     "B": ("memory", "bytes"),
 }
-_BAR: Final = 0.8  # of the room of a row that its bars take
+_BAR: Final = 0.8  # part of a row's height that its bars take
 
 
 def draw(found: Mapping[str, Any], directory: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Write what a run found: as a table, as Markdown, as JSON."""
+"""Write the results of a run: as a table, as Markdown, as JSON."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _cells(found: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _processor_time(figures: Mapping[str, Any] | None) -> str:
-    """The processor time of programs and daemon, and how much of it the daemon's is."""
+    """The processor time of programs and daemon together, and the daemon's part."""
     if figures is None or "daemon_s" not in figures:
         return ""
     return f"{figures['processor_s']:.2f} ({figures['daemon_s']:.2f}) s"

@@ -1,7 +1,7 @@
 """Run one session: a workload on a system, from fresh branches to nothing mounted.
 
-Every phase runs in a child process with a time limit: a filesystem that hangs takes along the child and what it
-started, not the run. The child times itself, so starting it is not measured.
+Every phase runs in a child process with a time limit: a filesystem that hangs ends the child and its descendants, not
+the run. The child times itself, so its start is not measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def session(workload: Workload, system: str, context: Context, run: Path) -> lis
         aside = branches.base / "aside"
         aside.mkdir()
         plain = _plain_directory(workload, branches) if system == systems.NATIVE else None
-        os.sync()  # so that what was written before is not charged to the phases
+        os.sync()  # so that earlier writes do not slow down the phases
         with systems.mounted(system, branches, _START_S, foreground=not workload.is_mount_timed) as mount:
             here = replace(context, merged=plain or mount.merged, aside=aside)
             if not workload.is_mount_timed:
@@ -65,11 +65,11 @@ def _run_phase(workload: Workload, phase: Phase, mount: Mounted, context: Contex
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What a child process measured of an act."""
+    """The measurements of a child process."""
 
     wall_s: float
     processor_s: float  # of the child and of all processes that it waited for, user and system
-    reported: float | None  # what the act returned
+    reported: float | None  # the result of the act
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class _DaemonState:
         return cls(cpu_s, int(fields[21]) * _PAGE, messages)
 
     def since(self, before: _DaemonState, timed: Timed, mount_s: float) -> Sample:
-        """Return the sample of what happened between `before` and now."""
+        """Return the sample for the time between `before` and now."""
         cpu_s = growth = messages = None
         if self.cpu_s is not None and before.cpu_s is not None:
             cpu_s = self.cpu_s - before.cpu_s
@@ -113,7 +113,7 @@ def _processor_clock(pid: int) -> int:
 
 
 def _messages(merged: Path) -> dict[str, int] | None:
-    """How many requests our daemon has received, by kind; None: the mount is of another system."""
+    """The number of requests that our daemon has received, by kind; None: the mount is another system's."""
     from unionfs.control import client
     from unionfs.fuse import mounting
 

@@ -1,7 +1,7 @@
 """Run workloads on systems side by side, in interleaved rounds: `python -m benchmarks.suite`.
 
-For each workload, for each round, for each system, in an order that is turned around every round, there is one
-session: fresh branches, fresh mount, all phases, everything unmounted.
+For each workload, for each round, for each system, in an order that is reversed every round, there is one session:
+fresh branches, fresh mount, all phases, everything unmounted.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FILES: Final = (
     "memory",
     "stall",
     "mount",
-    "remove",  # the last: what it removes makes creating slower on ext4 for a while
+    "remove",  # the last: on ext4 creating files is slower for a while after it
 )
 """The benchmark files without `bench_`, in the order of the table."""
 
@@ -104,8 +104,8 @@ def all_workloads() -> list[Workload]:
 
 
 def run(choice: Choice, directory: Path, progress: Progress) -> Result:
-    """Run all sessions in `directory`. A system that fails or hangs is named, and left out of that workload from then
-    on."""
+    """Run all sessions in `directory`. A system that fails or hangs is reported, and left out of that workload from
+    then on."""
     result = Result()
     usable = []
     for system in choice.systems:

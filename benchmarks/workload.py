@@ -29,7 +29,7 @@ class Context:
     """The directories and materials that a phase works with."""
 
     merged: Path  # the mounted union, or the plain directory
-    aside: Path  # an empty directory on the same filesystem, outside of what is measured
+    aside: Path  # an empty directory on the same filesystem, outside of the measured tree
     materials: Materials
     scale: Scale
 
@@ -42,7 +42,7 @@ class Sample:
     client_s: float = 0.0  # processor time of the programs that did the work, user and system
     daemon_s: float | None = None  # processor time of the FUSE daemon, user and system; None: there is no daemon
     daemon_growth: int | None = None  # how many bytes of memory the daemon gained
-    mount_s: float = 0.0  # what the mount command took
+    mount_s: float = 0.0  # of the mount command
     reported: float | None = None  # the figure that the phase measured itself and returned
     messages: Mapping[str, int] | None = None  # requests the daemon got, by the kernel's name; None: not counted
 
@@ -73,14 +73,14 @@ class Phase:
     act: Act
     unit: str = "s"
     value: Callable[[Sample, Scale], float | None] = wall
-    warm: bool = False  # whether the kernel may know everything already
+    warm: bool = False  # whether the kernel may have everything in its cache
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
     """A question, and the lowers and phases that answer it."""
 
-    name: str  # what --only takes
+    name: str  # its name for --only
     question: str
     phases: Sequence[Phase]
     lowers: Callable[[Materials, Scale], Sequence[Path]]  # top first, never changed

@@ -1,7 +1,7 @@
-"""Fixtures for every room: users, scratch directories, and the machine's set-up.
+"""Fixtures for all tests: users, scratch directories, and the machine's set-up.
 
     scratch        a directory of the test on a real disk filesystem, which every user can enter; removed afterwards
-    ordinary_user  somebody without privileges, with a home, a runtime directory and subordinate ids
+    ordinary_user  a user without privileges, with a home, a runtime directory and subordinate ids
     root_user      root; skips when the tests do not run as root
     user           both of the above, one after the other (parameter "root", "ordinary")
     transport      each transport, one after the other (parameter "pyfuse3", "kernel")
@@ -55,7 +55,7 @@ hypothesis.settings.load_profile("unionfs")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes long begins first, so that the workers end together: containers and mounts before all else."""
+    """Run the long tests first, so that the workers end together: containers and mounts before all else."""
     from tests.support import without_mounts  # not before pytest has registered it as a plugin
 
     items.sort(key=lambda item: without_mounts.is_without_mounts(item.path.relative_to(config.rootpath).as_posix()))
@@ -78,19 +78,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_collection_finish() -> None:
-    """What is there stays: collections of garbage need not go through it, and forked processes need not copy it."""
+    """Freeze the collected objects: garbage collections need not visit them, and forked processes need not copy
+    them."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_report_header() -> str:
-    """Which part of the long series this run takes."""
+    """Print which part of the long series this run takes."""
     return share.told()
 
 
 @pytest.fixture(autouse=True)
 def _usual_umask() -> Iterator[None]:
-    """A union sets the umask of its process as its callers' requests have it: no test meets another one's."""
+    """A union sets the umask of its process to that of each caller: restore it, so that no test affects another."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -106,7 +107,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def run_dir() -> Iterator[Path]:
-    """The directory of this run of the tests. What dead runs left, mounts included, is removed first."""
+    """The directory of this run of the tests. The remains of dead runs, also mounts, are removed first."""
     for swept in scratch_dirs.sweep_dead_runs():
         print(f"removed what an aborted run left: {swept}")
     with scratch_dirs.run_dir() as run:
@@ -124,8 +125,8 @@ def readable_code(run_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_process(run_dir: Path) -> Iterator[Agent]:
-    """A process that forks ten times as fast as this one, since it has not collected the tests: for thousands of
-    forks."""
+    """A process for thousands of forks: it forks ten times as fast as this one, since it has not collected the
+    tests."""
     agent = Agent((), run_dir / "small-process.log", {**os.environ, "PYTHONPATH": os.fspath(users.CHECKOUT)})
     yield agent
     agent.close()
@@ -133,7 +134,7 @@ def small_process(run_dir: Path) -> Iterator[Agent]:
 
 @pytest.fixture
 def scratch(run_dir: Path) -> Iterator[Path]:
-    """An empty directory for this test. What is mounted below it afterwards is detached before it is removed."""
+    """An empty directory for this test. Mounts below it are detached before it is removed."""
     directory = Path(tempfile.mkdtemp(prefix="test-", dir=run_dir))
     directory.chmod(0o755)
     yield directory
@@ -142,7 +143,7 @@ def scratch(run_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def fuse_device() -> Path:
-    """/dev/fuse, open to everybody: where it is not, root mends that here (tests.support.machine)."""
+    """/dev/fuse, open to all users; if it is not, root mends that (tests.support.machine)."""
     try:
         return machine.open_fuse_device()
     except machine.NoFuseError as why:
@@ -186,7 +187,7 @@ def user(request: pytest.FixtureRequest) -> users.User:
 
 @pytest.fixture(params=mounts.TRANSPORTS)
 def transport(request: pytest.FixtureRequest, fuse_device: Path) -> str:
-    """Each transport by name, with /dev/fuse at hand."""
+    """Each transport by name. Preconditions of its tests: /dev/fuse can be used."""
     name = str(request.param)
     if not mounts.has_transport(name):
         pytest.skip(f"the {name} transport is not part of this version")

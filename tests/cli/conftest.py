@@ -18,9 +18,6 @@ from tests.support.users import User
 
 Box = Callable[..., "subprocess.CompletedProcess[str]"]
 
-as_ordinary_user = pytest.mark.parametrize("user", ["ordinary"], indirect=True)
-"""For tests in which root is a user like any other, or that leave root's case to another test of their file."""
-
 TIMEOUT_S = 120.0
 SETTINGS = (
     "ENV COLOUR=red",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Box, as_ordinary_user
+from tests.cli.conftest import Box
+from tests.support.marks import as_ordinary_user
 from tests.support.users import User
 
 

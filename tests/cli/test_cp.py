@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Box, as_ordinary_user
+from tests.cli.conftest import Box
 from tests.support import tiny
+from tests.support.marks import as_ordinary_user
 from tests.support.rootfs import unpack
 from tests.support.users import User
 

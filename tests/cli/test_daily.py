@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.cli.conftest import Box
+from tests.support.marks import as_ordinary_user
 from tests.support.timing import limit
 from unionfs.cli.errors import CommandError
 from unionfs.cli.filter_flags import all_of, formatted
@@ -17,7 +18,7 @@ from unionfs.containers.record import Container, State
 from unionfs.launcher.spec import Process
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_create_then_start(box: Box) -> None:
     identity = box("create", "--name", "made", "-v", "/vol", "debian:1", "cat", "/in").stdout.strip()
     assert box("ps", "-a", "--filter", "name=made", "--format", "{{.Names}} {{.State}}").stdout == "made created\n"
@@ -28,7 +29,7 @@ def test_create_then_start(box: Box) -> None:
     box("rm", "-v", "made")
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_prune_removes_what_does_not_run(box: Box) -> None:
     box("container", "run", "-d", "--name", "on", "debian:1", "sleep", "1000")
     made = [box("create", "--name", name, "--label", f"is={name}", "debian:1", "true").stdout for name in ("a", "b")]
@@ -43,7 +44,7 @@ def test_prune_removes_what_does_not_run(box: Box) -> None:
     box("rm", "-f", "on")
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_restart(box: Box) -> None:
     box(
         "run",
@@ -69,7 +70,7 @@ def test_restart(box: Box) -> None:
     box("rm", "-f", "again")
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_top_and_the_end_of_a_container_with_rm(box: Box) -> None:
     script = "sleep 1000 & test -e /go || while ! test -e /go; do sleep 0.05; done; exit 5"
     box("run", "-d", "--rm", "--name", "gone", "-u", "games", "--tmpfs", "/t", "debian:1", "sh", "-c", script)

@@ -6,14 +6,13 @@ import json
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from tests.cli.conftest import Box
+from tests.support.marks import as_ordinary_user
 from tests.support.timing import limit, wait_until
 from tests.support.users import User
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_a_container_that_runs_is_forked_and_gets_the_changes(box: Box) -> None:
     box(
         "run",
@@ -73,7 +72,7 @@ def test_a_container_that_runs_is_forked_and_gets_the_changes(box: Box) -> None:
     box("rm", "-f", "three")
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_sessions(box: Box, user: User) -> None:
     place = Path(tempfile.mkdtemp(prefix="sessions-", dir=user.home))
     (place / "in").mkdir(parents=True)
@@ -128,7 +127,7 @@ def test_sessions(box: Box, user: User) -> None:
     assert (place / "in" / "x").read_text() == "x\n"
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_the_directory_of_only_is_found_in_the_session(box: Box, user: User) -> None:
     """If a session has a symlink there, it leads to the session's files, and never to the machine's."""
     place = user.home / "found"

@@ -7,7 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.cli.conftest import Box, as_ordinary_user
+from tests.cli.conftest import Box
+from tests.support.marks import as_ordinary_user
 from tests.support.timing import limit
 from tests.support.users import User
 

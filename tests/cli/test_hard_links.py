@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import as_ordinary_user
 from tests.support import tiny
+from tests.support.marks import as_ordinary_user
 from tests.support.mounts import mounted, umount
 from tests.support.rootfs import as_container_root, unpack
 from tests.support.timing import limit, wait_until

@@ -14,6 +14,7 @@ import pytest
 
 from tests.layers.test_image_file import squash, write_sif  # noqa: F401 - a fixture
 from tests.support import tiny
+from tests.support.marks import as_ordinary_user
 from tests.support.timing import limit
 from tests.support.users import User
 
@@ -147,7 +148,7 @@ def _servers(user: User) -> list[str]:
     return found.stdout.split()
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_a_sif_is_run_with_its_environment_and_runscript(user: User, files: tuple[Path, Path], scratch: Path) -> None:
     tree = scratch / "tree"
     subprocess.run(["unsquashfs", "-q", "-n", "-d", tree, files[0]], check=True, stdout=subprocess.DEVNULL)
@@ -169,7 +170,7 @@ def test_a_sif_is_run_with_its_environment_and_runscript(user: User, files: tupl
     assert (done.returncode, "its squashfs has version 0.0" in done.stderr) == (125, True)
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_a_missing_or_failing_tool_is_named(user: User, files: tuple[Path, Path], scratch: Path) -> None:
     path = ("env", f"PATH={scratch}")
     for name in ("newuidmap", "newgidmap"):

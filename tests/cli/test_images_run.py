@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Box, as_ordinary_user
+from tests.cli.conftest import Box
 from tests.launcher.terminals import terminal
 from tests.layers.http_server import Handler, HttpServer
+from tests.support.marks import as_ordinary_user
 from tests.support.timing import limit
 from tests.support.users import User
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tiny
+from tests.support.marks import as_ordinary_user
 from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.syscalls import inotify
@@ -20,7 +21,7 @@ _COUNT = 20
 _IN_ACCESS, _IN_OPEN = 0x1, 0x20  # <sys/inotify.h>
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_twenty_containers_started_at_once(user: User, scratch: Path) -> None:
     user.own(scratch)
     root = scratch / "S"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Box
+from tests.support.marks import as_ordinary_user
 from tests.support.timing import limit
 from unionfs.cli.errors import CommandError
 from unionfs.cli.network_flags import port_from
@@ -85,13 +86,13 @@ def test_a_private_network_with_a_published_port(box: Box, program: str) -> None
     box("rm", "-f", "net")
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_what_cannot_be(box: Box, tun: None) -> None:
     refused = box("run", "--rm", "-p", "80:80", "debian:1", "true", check=False)
     assert (refused.returncode, "--publish is not possible" in refused.stderr) == (125, True)
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 @pytest.mark.parametrize("address", ["127.0.0.1", ""], ids=["loopback", "all addresses"])
 def test_a_port_that_is_taken(box: Box, program: str, address: str) -> None:
     with socket.socket() as taken:
@@ -105,7 +106,7 @@ def test_a_port_that_is_taken(box: Box, program: str, address: str) -> None:
     assert box("ps", "-aq").stdout == ""
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_names_and_name_servers(box: Box) -> None:
     words = ("--add-host", "there:10.1.2.3", "--dns", "10.9.9.9", "--dns", "10.9.9.8")
     told = box("run", "--rm", *words, "debian:1", "sh", "-c", "getent hosts there; grep nameserver /etc/resolv.conf")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import as_ordinary_user
+from tests.support.marks import as_ordinary_user
 from tests.support.mounts import mounted
 from tests.support.timing import limit
 from tests.support.users import User

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import as_ordinary_user
 from tests.fuse.daemons import Daemon, daemon_of
+from tests.support.marks import as_ordinary_user
 from tests.support.mountinfo import mount_at
 from tests.support.timing import limit
 from tests.support.users import LET_GO, User

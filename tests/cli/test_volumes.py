@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Box
+from tests.support.marks import as_ordinary_user
 from tests.support.users import User
 from unionfs.cli.errors import CommandError
 from unionfs.cli.mount_flags import volume_from
@@ -46,7 +47,7 @@ def test_a_named_volume_begins_as_the_image_and_outlives_containers(box: Box) ->
     assert box("volume", "inspect", "data", check=False).returncode == 1
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_volumes_without_a_name(box: Box) -> None:
     box("run", "--name", "an", "-v", "/srv/own", "set:1", "touch /etc/apt/new /srv/own/new")
     assert len(names(box)) == 2
@@ -61,7 +62,7 @@ def test_volumes_without_a_name(box: Box) -> None:
     assert names(box) == []
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_tmpfs_with_options(box: Box) -> None:
     script = "stat -c %a /t; dd if=/dev/zero of=/t/x bs=1M count=2 2>&1 | grep -c 'No space'"
     assert box("run", "--rm", "--tmpfs", "/t:size=1m,mode=700", "debian:1", "sh", "-c", script).stdout == "700\n1\n"
@@ -69,7 +70,7 @@ def test_tmpfs_with_options(box: Box) -> None:
         assert box("run", "--rm", "--tmpfs", wrong, "debian:1", "true", check=False).returncode == 125
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_the_inner_mount_shows_whatever_the_order_of_the_flags(box: Box, scratch: Path, user: User) -> None:
     user.own(scratch)
     binds = ("-v", f"{scratch}:/x", "-v", f"{scratch}:/a/b/c")
@@ -80,7 +81,7 @@ def test_the_inner_mount_shows_whatever_the_order_of_the_flags(box: Box, scratch
     assert shown.splitlines()[-2:] == ["new", "t"]
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 @pytest.mark.parametrize("runtime", ["unionfs", "crun"])
 def test_options_are_applied(box: Box, scratch: Path, user: User, runtime: str) -> None:
     user.own(scratch)
@@ -100,7 +101,7 @@ def test_options_are_applied(box: Box, scratch: Path, user: User, runtime: str) 
     assert "ro" in shown["/t/d"]
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_options_without_effect_are_refused(user: User) -> None:
     for wrong in (
         ("-v", "/etc:/x:rshared"),
@@ -116,7 +117,7 @@ def test_options_without_effect_are_refused(user: User) -> None:
         assert (refused.returncode, refused.stderr[:18]) == (125, "unionfs: run: bad ")
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 @pytest.mark.parametrize("state", ["running", "stopped"])
 def test_cp_reaches_volumes(box: Box, state: str, scratch: Path, user: User) -> None:
     user.own(scratch)
@@ -137,7 +138,7 @@ def test_cp_reaches_volumes(box: Box, state: str, scratch: Path, user: User) -> 
     assert box("run", "--rm", "-v", "data:/v", "debian:1", "ls", "/v").stdout == "there\nx\n"
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_tars_in_and_out(box: Box) -> None:
     script = "mkdir -p /d/e; echo x > /d/e/f; ln /d/e/f /d/e/g; ln -s f /d/e/l; chmod 751 /d/e; mkfifo /d/p"
     script += "; touch -d @7 /d/e"
@@ -157,7 +158,7 @@ def test_tars_in_and_out(box: Box) -> None:
     assert box("cp", "-", "t:/etc/passwd", stdin=tar, check=False).returncode == 1
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_a_hostile_tar_stays_in_the_container(box: Box, scratch: Path, user: User) -> None:
     user.own(scratch)
     data = io.BytesIO()

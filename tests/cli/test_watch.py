@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import as_ordinary_user
 from tests.support import tiny
+from tests.support.marks import as_ordinary_user
 from tests.support.mounts import mounted
 from tests.support.rootfs import unpack
 from tests.support.timing import limit

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.cli.conftest import Box
+from tests.support.marks import as_ordinary_user
 from tests.support.users import User
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_of_a_container(box: Box) -> None:
     box("run", "--name", "w", "debian:1", "sh", "-c", "rm /etc/issue; echo x >> /etc/passwd; chmod 700 /root /bin/bash")
     told = json.loads(box("why", "--json", "w:/etc/passwd").stdout)
@@ -29,7 +28,7 @@ def test_of_a_container(box: Box) -> None:
     assert "no branch has it" in box("why", "w:/nosuch", check=False).stdout
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_of_a_mount_and_of_directories(user: User, scratch: Path, fuse_device: Path) -> None:
     for name in ("top/d", "bottom/d", "mnt"):
         (scratch / name).mkdir(parents=True)

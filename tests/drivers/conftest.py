@@ -1,6 +1,6 @@
 """Containers of a small layered image, by each driver.
 
-house    a store of the test's user on a filesystem that the driver can use, with tiny:1 and layered:1, which has marks
+commands    `commands("run", ...)` with a driver; the store has tiny:1 and layered:1, which has marks
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _CHANGES = (
 
 
 @dataclass(frozen=True, slots=True)
-class House:
-    """`house("run", ...)` is `unionfs run ...` on the store at `root`; `run` has the driver named already."""
+class Commands:
+    """`commands("run", ...)` is `unionfs run ...` on the store at `root`; `run` has the driver named already."""
 
     user: User
     root: Path
@@ -65,58 +65,58 @@ def btrfs_dir(run_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def stores() -> dict[tuple[str, bool], Path]:
-    """The stores of this run: by kind of user, and whether they are on a Btrfs. Filled by `house_for`."""
+    """The stores of this run: by kind of user, and whether they are on a Btrfs. Filled by `commands_for`."""
     return {}
 
 
 @pytest.fixture
-def house_for(
+def commands_for(
     user: User, stores: dict[tuple[str, bool], Path], tiny_tar: Path, request: pytest.FixtureRequest, fuse_device: Path
-) -> Iterator[Callable[[str], House]]:
-    """`house_for(driver)`: the house for it. Afterwards no container is left."""
-    used: list[House] = []
+) -> Iterator[Callable[[str], Commands]]:
+    """`commands_for(driver)`: the commands for it. Afterwards no container is left."""
+    used: list[Commands] = []
 
-    def make(driver: str) -> House:
+    def make(driver: str) -> Commands:
         on_btrfs = driver == "btrfs"
         owner: User = request.getfixturevalue("root_user") if driver == "devicemapper" else user
         key = (owner.kind, on_btrfs)
         place = request.getfixturevalue("btrfs_dir") / owner.kind if on_btrfs else owner.home / "drivers"
-        house = House(owner, stores.get(key, place), driver)
-        used.append(house)
+        commands = Commands(owner, stores.get(key, place), driver)
+        used.append(commands)
         if key not in stores:
             place.mkdir(exist_ok=True)
             owner.own(place)
-            _fill(House(owner, place, "fuse"), tiny_tar)
+            _fill(Commands(owner, place, "fuse"), tiny_tar)
             stores[key] = place
-        return house
+        return commands
 
     yield make
-    for house in used:
-        left = [one["id"] for one in json.loads(house("ps", "-a", "--json").stdout)]
+    for commands in used:
+        left = [one["id"] for one in json.loads(commands("ps", "-a", "--json").stdout)]
         if left:
-            house("rm", "-f", *left)
-        assert [name for name in os.listdir(house.root / "containers") if not name.startswith(".lock")] == []
+            commands("rm", "-f", *left)
+        assert [name for name in os.listdir(commands.root / "containers") if not name.startswith(".lock")] == []
 
 
 @pytest.fixture(params=["fuse", "overlay", "vfs", "btrfs", *(["devicemapper"] if thin_devices.KERNEL_HAS else [])])
-def house(request: pytest.FixtureRequest, house_for: Callable[[str], House]) -> Iterator[House]:
-    """A house for each driver; that for devicemapper is root's. Afterwards no device is left."""
-    yield house_for(request.param)
+def commands(request: pytest.FixtureRequest, commands_for: Callable[[str], Commands]) -> Iterator[Commands]:
+    """`unionfs VERB ...` with each driver; with devicemapper as root. Afterwards no device is left."""
+    yield commands_for(request.param)
     if request.param == "devicemapper":
         assert thin_devices.left() == []
 
 
-def _fill(house: House, tar: Path) -> None:
+def _fill(commands: Commands, tar: Path) -> None:
     with tar.open("rb") as file:
         made = subprocess.run(
-            [*house.user.prefix, *house.user.unionfs_cmd, "import", "--root", house.root, "-", "tiny:1"],
-            stdin=file, env=dict(house.user.env), cwd=house.user.home, capture_output=True, text=True,
+            [*commands.user.prefix, *commands.user.unionfs_cmd, "import", "--root", commands.root, "-", "tiny:1"],
+            stdin=file, env=dict(commands.user.env), cwd=commands.user.home, capture_output=True, text=True,
             timeout=limit(300), check=False,
         )  # fmt: skip
     assert made.returncode == 0, made.stderr
     base = "tiny:1"
     for number, script in enumerate(_CHANGES):
-        house("run", "--name", f"step{number}", base, "sh", "-c", script)
+        commands("run", "--name", f"step{number}", base, "sh", "-c", script)
         base = "layered:1" if number == len(_CHANGES) - 1 else f"step:{number}"
-        house("commit", "--compression", "none", f"step{number}", base)
-        house("rm", f"step{number}")
+        commands("commit", "--compression", "none", f"step{number}", base)
+        commands("rm", f"step{number}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.drivers.conftest import House
+from tests.drivers.conftest import Commands
 from tests.support import thin_devices
 from tests.support.timing import limit
 from tests.support.users import User
@@ -35,21 +35,21 @@ pytestmark = [
 
 
 @pytest.fixture
-def dm(house_for: Callable[[str], House]) -> Iterator[House]:
+def dm(commands_for: Callable[[str], Commands]) -> Iterator[Commands]:
     """The store of root. Afterwards the pool and its record have the same devices, and the kernel none."""
-    house = house_for("devicemapper")
-    yield house
+    commands = commands_for("devicemapper")
+    yield commands
     assert thin_devices.left() == []
-    place = house.root / "devicemapper"
+    place = commands.root / "devicemapper"
     record = json.loads((place / "devices.json").read_text())["devices"]
     assert thin_devices.numbers(place / "meta") == {one["number"] for one in record.values()}
 
 
-def _usage(house: House) -> dict[str, Any]:
-    return dict(json.loads(house("stats", "--pool", "--json").stdout))
+def _usage(commands: Commands) -> dict[str, Any]:
+    return dict(json.loads(commands("stats", "--pool", "--json").stdout))
 
 
-def test_layers_are_shared_and_blocks_are_given_back(dm: House) -> None:
+def test_layers_are_shared_and_blocks_are_given_back(dm: Commands) -> None:
     """One device for each layer and container; a small write to a large file takes blocks, not the file."""
     make = "dd if=/dev/zero of=/big bs=1M count=24; echo end >> /big"
     dm("run", "--name", "maker", "--driver", "fuse", "layered:1", "sh", "-c", make)
@@ -78,7 +78,7 @@ def test_layers_are_shared_and_blocks_are_given_back(dm: House) -> None:
     assert "state     ready" in words
 
 
-def test_a_killed_container_leaves_no_device(dm: House) -> None:
+def test_a_killed_container_leaves_no_device(dm: Commands) -> None:
     """The launcher and the monitor are killed: the kernel removes mount, device, pool and loop devices by itself."""
     script = "echo kept | dd of=/kept conv=fsync; touch /run/ready; sleep 1000"
     dm("run", "-d", "--name", "killed", "--tmpfs", "/run", "layered:1", "sh", "-c", script)
@@ -161,14 +161,14 @@ def _check_whole(request: MountRequest) -> None:
     assert sorted(os.listdir(request.merged)) == ["d"]
 
 
-def test_a_full_pool_is_told(scratch: Path, house_for: Callable[[str], House]) -> None:
-    layer = house_for("fuse")  # its store has the image
+def test_a_full_pool_is_told(scratch: Path, commands_for: Callable[[str], Commands]) -> None:
+    layer = commands_for("fuse")  # its store has the image
     layer("run", "--name", "look", "layered:1", "true")
     lowers = layer.inspect("look")["GraphDriver"]["Data"]["LowerDir"]
     layer("rm", "look")
     words = [word for lower in lowers for word in ("--lower", lower)]
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", scratch], check=True, timeout=limit(30))
-    small = House(layer.user, scratch, "devicemapper")
+    small = Commands(layer.user, scratch, "devicemapper")
     fill = "dd if=/dev/zero of=/fill bs=1M count=200 conv=fsync"
     full = small("run", "--name", "full", *words, "sh", "-c", fill, check=False)
     assert full.returncode == 1
@@ -181,9 +181,9 @@ def test_a_full_pool_is_told(scratch: Path, house_for: Callable[[str], House]) -
     assert thin_devices.left() == []
 
 
-def test_a_pool_of_the_machine(scratch: Path, house_for: Callable[[str], House]) -> None:
+def test_a_pool_of_the_machine(scratch: Path, commands_for: Callable[[str], Commands]) -> None:
     """--pool names a thin pool that the administrator has made; it stays, without our devices."""
-    house = House(house_for("devicemapper").user, scratch / "store", "devicemapper")
+    commands = Commands(commands_for("devicemapper").user, scratch / "store", "devicemapper")
     lower = scratch / "lower"
     (lower / "bin").mkdir(parents=True)
     (lower / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
@@ -198,21 +198,21 @@ def test_a_pool_of_the_machine(scratch: Path, house_for: Callable[[str], House])
         table = f"0 {(256 << 20) // 512} thin-pool {loops[0]} {loops[1]} 256 0"
         _told("dmsetup", "create", "vg-pool", "--table", table)
         _told("dmsetup", "message", "vg-pool", "0", "create_thin 1")
-        refused = house("run", "--pool", loops[1], *words, check=False)
+        refused = commands("run", "--pool", loops[1], *words, check=False)
         assert (refused.returncode, "is not a thin pool" in refused.stderr) == (125, True)
-        house("run", "--name", "one", "--pool", "/dev/mapper/vg-pool", *words)
-        assert "pool      /dev/mapper/vg-pool" in house("stats", "--pool").stdout
-        house("start", "-a", "one")
-        other = house("run", "--pool", loops[1], *words, check=False)
+        commands("run", "--name", "one", "--pool", "/dev/mapper/vg-pool", *words)
+        assert "pool      /dev/mapper/vg-pool" in commands("stats", "--pool").stdout
+        commands("start", "-a", "one")
+        other = commands("run", "--pool", loops[1], *words, check=False)
         assert (other.returncode, "this store has another pool: /dev/mapper/vg-pool" in other.stderr) == (125, True)
-        house("rm", "one")
+        commands("rm", "one")
         assert thin_devices.left() == []
-        record = json.loads((house.root / "devicemapper/devices.json").read_text())["devices"]
+        record = json.loads((commands.root / "devicemapper/devices.json").read_text())["devices"]
         assert list(record) == ["base"]
         assert record["base"]["number"] != 1
         with pytest.raises(subprocess.CalledProcessError, match="vg-pool"):  # device 1, which is not ours, still exists
             _told("dmsetup", "message", "vg-pool", "0", "create_thin 1")
-        assert not (house.root / "devicemapper/data").exists()
+        assert not (commands.root / "devicemapper/data").exists()
     finally:
         subprocess.run(["dmsetup", "remove", "vg-pool"], check=False, timeout=limit(30))
         for loop in loops:

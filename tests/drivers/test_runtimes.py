@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.drivers.conftest import House
+from tests.drivers.conftest import Commands
 from tests.launcher.terminals import terminal
+from tests.support.marks import as_ordinary_user
 from tests.support.timing import limit
 from unionfs.id_ranges import IdRange
 from unionfs.launcher import bundle
@@ -32,16 +33,16 @@ def runtime(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def house(house_for: Callable[[str], House]) -> House:
-    return house_for("fuse")
+def commands(commands_for: Callable[[str], Commands]) -> Commands:
+    return commands_for("fuse")
 
 
-def test_what_a_command_sees(house: House, runtime: str, scratch: Path) -> None:
+def test_what_a_command_sees(commands: Commands, runtime: str, scratch: Path) -> None:
     (scratch / "given").write_text("given\n")
-    house.user.own(scratch)
+    commands.user.own(scratch)
     script = "id -u; id -g; hostname; pwd; echo $A; cat /v/given; echo x > /v/w; echo y > /x; cat; exit 7"
     words = ("-i", "-u", "games", "-e", "A=1", "-w", "/tmp/here", "--hostname", "h", "-v", f"{scratch}:/v:ro")
-    done = house(
+    done = commands(
         "run", "--rm", "--runtime", runtime, *words, "layered:1", "sh", "-c", script, stdin="typed\n", check=False
     )
     assert (done.stdout, done.returncode) == ("5\n60\nh\n/tmp/here\n1\ngiven\ntyped\n", 7)
@@ -50,62 +51,62 @@ def test_what_a_command_sees(house: House, runtime: str, scratch: Path) -> None:
     assert os.listdir(scratch) == ["given"]
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
-def test_exit_codes(house: House, runtime: str) -> None:
+@as_ordinary_user
+def test_exit_codes(commands: Commands, runtime: str) -> None:
     def code(*command: str) -> int:
-        return house("run", "--runtime", runtime, "layered:1", *command, check=False).returncode
+        return commands("run", "--runtime", runtime, "layered:1", *command, check=False).returncode
 
     assert [code("nosuch"), code("/etc")] == [127, 126]
-    assert house("ps", "-aq").stdout == ""
+    assert commands("ps", "-aq").stdout == ""
     assert [code("false"), code("true")] == [1, 0]
-    absent = house("run", "--runtime", "no-such-runtime", "layered:1", "true", check=False)
+    absent = commands("run", "--runtime", "no-such-runtime", "layered:1", "true", check=False)
     assert (absent.returncode, "no such runtime" in absent.stderr) == (125, True)
 
 
-def test_a_life(house: House, runtime: str, scratch: Path) -> None:
-    house(
+def test_a_life(commands: Commands, runtime: str, scratch: Path) -> None:
+    commands(
         "run", "-d", "--name", "r", "--runtime", runtime, "layered:1", "sh", "-c", f"echo out; touch /ready; {_FOREVER}"
     )
     deadline = time.monotonic() + limit(60)
-    while house("exec", "r", "test", "-e", "/ready", check=False).returncode:
+    while commands("exec", "r", "test", "-e", "/ready", check=False).returncode:
         assert time.monotonic() < deadline
-    shown = house.inspect("r")
+    shown = commands.inspect("r")
     assert os.path.basename(shown["HostConfig"]["Runtime"]) == runtime
     assert (
-        house("exec", "-e", "B=2", "-w", "/data", "r", "sh", "-c", "pwd; echo $B; exit 4", check=False).stdout
+        commands("exec", "-e", "B=2", "-w", "/data", "r", "sh", "-c", "pwd; echo $B; exit 4", check=False).stdout
         == "/data\n2\n"
     )
-    house.user.own(scratch)
-    house("cp", "r:/ready", scratch / "got")
-    report = json.loads(house("commit", "-p", "--json", "r", "of-r:1").stdout)
+    commands.user.own(scratch)
+    commands("cp", "r:/ready", scratch / "got")
+    report = json.loads(commands("commit", "-p", "--json", "r", "of-r:1").stdout)
     assert "/ready" in [one["path"] for one in report["changes"]]
-    house("rmi", "-f", "of-r:1")
-    house("stop", "r")
-    assert house("wait", "r").stdout == "3\n"
-    assert house("logs", "r").stdout == "out\n"
-    house("start", "r")
+    commands("rmi", "-f", "of-r:1")
+    commands("stop", "r")
+    assert commands("wait", "r").stdout == "3\n"
+    assert commands("logs", "r").stdout == "out\n"
+    commands("start", "r")
     record = json.loads((Path(shown["LogPath"]).parent / "container.json").read_text())
     os.kill(record["state"]["monitor"], signal.SIGKILL)
-    house("wait", "r")
-    house("start", "r")
-    house("kill", "r")
-    assert house("wait", "r").stdout == "137\n"
-    house("rm", "r")
+    commands("wait", "r")
+    commands("start", "r")
+    commands("kill", "r")
+    assert commands("wait", "r").stdout == "137\n"
+    commands("rm", "r")
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
-def test_read_only_and_networks(house: House, runtime: str) -> None:
+@as_ordinary_user
+def test_read_only_and_networks(commands: Commands, runtime: str) -> None:
     script = "echo x > /x; echo y > /tmp/y; cat /tmp/y; ls /sys/class/net; cat /proc/net/route | wc -l"
     words = ("--read-only", "--network", "none", "--runtime", runtime)
-    done = house("run", "--rm", *words, "layered:1", "sh", "-c", script, check=False)
+    done = commands("run", "--rm", *words, "layered:1", "sh", "-c", script, check=False)
     assert "Read-only" in done.stderr
     assert done.stdout == "y\nlo\n1\n"
 
 
-def test_a_terminal(house: House, runtime: str) -> None:
-    line: list[str | Path] = [*house.user.unionfs_cmd, "run", "--root", house.root, "--runtime", runtime]
+def test_a_terminal(commands: Commands, runtime: str) -> None:
+    line: list[str | Path] = [*commands.user.unionfs_cmd, "run", "--root", commands.root, "--runtime", runtime]
     line += ["-it", "--rm", "layered:1", "sh"]
-    with terminal(house.user, line, rows=33, columns=99) as screen:
+    with terminal(commands.user, line, rows=33, columns=99) as screen:
         screen.expect("# ")
         screen.type("stat -c %F /dev/tty; tty; exit 5\n")
         screen.expect("/dev/pts/0")

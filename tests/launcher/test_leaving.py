@@ -16,6 +16,7 @@ from tests.fuse.daemons import parent_of
 from tests.launcher.conftest import containers, processes, wait_until_gone
 from tests.mount_parent.callers import caller_of
 from tests.support import chaos, process, share
+from tests.support.marks import as_ordinary_user
 from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.fuse.options import DEFAULT_TRANSPORT
@@ -97,7 +98,7 @@ def running(request: pytest.FixtureRequest, user: User, debian: Path, flags: Pat
             user.unionfs("rm", "--force", directory.name, check=False)
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_for_the_command(running: Running, number: signal.Signals) -> None:
     running.front.send_signal(number)
@@ -165,7 +166,7 @@ def test_the_container_cannot_end_the_daemon(running: Running) -> None:
     running.end()
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_ended_at_any_moment(user: User, debian: Path, flags: Path, tidy: None, number: signal.Signals) -> None:
     ended = set()
@@ -188,7 +189,7 @@ def test_ended_at_any_moment(user: User, debian: Path, flags: Path, tidy: None, 
     assert ended <= ({-signal.SIGKILL} if number == signal.SIGKILL else {130, 1, -signal.SIGINT})
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 @pytest.mark.parametrize("limit", range(8, 40, 4))
 def test_too_few_descriptors_at_any_point(user: User, debian: Path, tidy: None, limit: int) -> None:
     command = [*user.unionfs_cmd, "run", "--rm", os.fspath(debian), "true"]

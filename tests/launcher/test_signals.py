@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.support import process
+from tests.support.marks import as_ordinary_user
 from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.fuse.options import DEFAULT_TRANSPORT
 
-pytestmark = [pytest.mark.transport(DEFAULT_TRANSPORT), pytest.mark.parametrize("user", ["ordinary"], indirect=True)]
+pytestmark = [pytest.mark.transport(DEFAULT_TRANSPORT), as_ordinary_user]
 
 _NOT_FORWARDED = {
     *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGURG, signal.SIGWINCH),

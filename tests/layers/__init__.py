@@ -1,1 +1,1 @@
-"""Tests of the layers house: pure parts on values, disk parts on real directories, the registry part on a real one."""
+"""Tests of the package layers: pure modules on values, others on real directories, the registry part on a real one."""

@@ -11,6 +11,7 @@ import pytest
 
 from tests.layers import registries, trees
 from tests.support import process
+from tests.support.marks import as_ordinary_user
 from tests.support.records import write_record
 from tests.support.users import User
 from unionfs.cli import entry
@@ -102,7 +103,7 @@ def test_the_whole_way_round(
     assert list((root / "layers").iterdir()) == []
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_directories_and_tars(user: User, rootfs: Path, scratch: Path) -> None:
     tree, again = scratch / "tree", scratch / "again"
     layers(user, "unpack", rootfs, tree)
@@ -134,7 +135,7 @@ def test_directories_and_tars(user: User, rootfs: Path, scratch: Path) -> None:
     assert "new" in names
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_failures_have_their_codes(user: User, root: Path, rootfs: Path, scratch: Path) -> None:
     at = ("--root", root)
     (scratch / "bad.tar").write_bytes(trees.tar_of([("../evil", {}, b"")]))
@@ -164,7 +165,7 @@ def test_a_registry_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, caps
     assert pauses
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_login_and_logout(user: User, root: Path, rootfs: Path, scratch: Path) -> None:
     with registries.Registry(scratch / "registry", password=True) as locked:
         name = f"{locked.host}/x:1"

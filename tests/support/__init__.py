@@ -1,5 +1,5 @@
-"""What the tests share: users, scratch directories, child processes that cannot hang, mounts, root filesystems.
+"""Shared code of the tests: users, scratch directories, child processes that cannot hang, mounts, root filesystems.
 
-Knows the project only through its command line, so that a test cannot pass by looking behind the door.
-Nothing here touches a mount from the process that might be needed to serve or clean it.
+Uses the project only through its command line, so that a test cannot pass by using internals. No module here accesses a
+mount in a process that may be needed to serve it or to clean up.
 """

@@ -1,4 +1,4 @@
-"""A Btrfs of the tests' own, on a file, mounted by root."""
+"""A Btrfs on a file, for the tests alone, mounted by root."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support.timing import limit
 
 
 class NoBtrfsError(Exception):
-    """There can be none here; the message says why."""
+    """No Btrfs can be mounted here; the message says why."""
 
 
 @contextmanager
 def mounted(directory: Path, gigabytes: float = 0.25) -> Iterator[Path]:
-    """A new, empty Btrfs at `directory`/mnt, where everybody may make directories. Raises: NoBtrfsError."""
+    """A new, empty Btrfs at `directory`/mnt, in which all users may make directories. Raises: NoBtrfsError."""
     if os.geteuid() != 0:
         raise NoBtrfsError("only root can mount a Btrfs")
     if not shutil.which("mkfs.btrfs"):

@@ -1,7 +1,7 @@
-"""Kill the daemon of a mount again and again, at random moments, while its keeper has another one continue.
+"""Kill the daemon of a mount repeatedly, at random moments; its keeper has another one continue.
 
-$UNIONFS_TEST_CHAOS, as "50-500", is the milliseconds from one kill to the next, at least and at most: the tests that
-mount through MountedSubject then do all they do under it.
+$UNIONFS_TEST_CHAOS, such as "50-500", gives the least and the most milliseconds between two kills: then all tests that
+mount through MountedSubject run under kills.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def is_wanted() -> bool:
 
 
 def mount(word: str) -> str:
-    """The name of the process that serves the mount whose command line contains `word`, as soon as it has a keeper."""
+    """The process name of the daemon whose command line contains `word`; waits until it has a keeper."""
     deadline = time.monotonic() + limit(10)
     while time.monotonic() < deadline:
         for comm in Path("/proc").glob("[0-9]*/comm"):
@@ -39,7 +39,7 @@ def mount(word: str) -> str:
 
 
 def daemon_of(mount: str) -> int | None:
-    """The daemon that a mount has now; None at the moment in which there is none."""
+    """The present daemon of a mount; None while there is none."""
     for comm in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):
             if comm.read_text().strip() == mount and _state_and_parent(int(comm.parent.name))[0] not in "ZX":
@@ -57,7 +57,7 @@ def _state_and_parent(pid: int) -> list[str]:
 
 
 def wait_for_daemon(mount: str, after: int = 0) -> int:
-    """The daemon of a mount, as soon as it has one, another one than `after`."""
+    """Wait until a mount has a daemon other than `after`, and return it."""
     deadline = time.monotonic() + limit(10)
     while (found := daemon_of(mount)) in (None, after):
         assert time.monotonic() < deadline, f"{mount} has no daemon"
@@ -76,8 +76,8 @@ class Killer:
         self._random = random.Random(seed)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._kill, daemon=True)
-        self.kills = 0  # changed by the thread; right after `stop`
-        self.is_paused = False  # whether it kills no daemon for now
+        self.kills = 0  # changed by the thread; valid after `stop`
+        self.is_paused = False  # whether the killing is paused
 
     def start(self) -> Killer:
         self._thread.start()

@@ -1,12 +1,12 @@
-"""A process that has the modules of the command line loaded, and forks for each `unionfs` or `layers` of the tests.
+"""A process that has imported the modules of the command line, and forks for each `unionfs` or `layers` of the tests.
 
 Half of the processor time of tests that run commands was the start of Python. A worker starts one server for each of
-its users, a program that is executed as that user. For each command it forks a child, which takes over what a caller
-hands down: arguments, working directory, environment, umask, standard descriptors, in a session of its own. Then the
+its users, a program that is executed as that user. For each command it forks a child, which takes over the inherited
+properties: arguments, working directory, environment, umask, standard descriptors, in a session of its own. Then the
 child runs the command's `main`, as the console script does.
 
-A command is executed as a program when a server could not do the same: from other namespaces or ids than those of the
-tests, with a variable of the environment that Python reads at its start, and if UNIONFS_TESTS_EXECUTE is set.
+A command is executed as a program if a server's child would differ from it: with other namespaces or ids than those of
+the tests, with a variable of the environment that Python reads at its start, or if UNIONFS_TESTS_EXECUTE is set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.support.timing import limit
 
 _EXECUTE: Final = "UNIONFS_TESTS_EXECUTE"
 _READ_AT_START: Final = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "MALLOC", "UNIONFS_PURE")
-_PIPE_BYTES: Final = 65536  # what a pipe takes without a reader
+_PIPE_BYTES: Final = 65536  # bytes that a pipe takes without a reader
 _PROGRAMS: Final = {"unionfs": "unionfs.__main__", "layers": "unionfs.cli.layers"}
 _PRELOADED: Final = ("unionfs.cli", "unionfs.containers", "unionfs.launcher", "unionfs.changes", "layers")
 _NOT_PRELOADED: Final = ("layers.explore",)
@@ -41,11 +41,11 @@ _NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
 class _TooLongError(Exception):
-    """Carries what there was of the output when the time was over."""
+    """The time is over. Carries the output so far."""
 
 
 class CommandServer:
-    """The tests' end. Any thread may run a command."""
+    """The end of the connection in the tests. Any thread may run a command."""
 
     def __init__(self, prefix: Sequence[str], env: Mapping[str, str]) -> None:
         self._tester = _identity()  # immutable
@@ -64,11 +64,11 @@ class CommandServer:
         self._process.wait(timeout=limit(30))
 
     def has_ended(self) -> bool:
-        """Whether a test has killed the server, among all processes of its user."""
+        """Whether the server has ended: a test may kill all processes of its user."""
         return self._process.poll() is not None
 
     def is_for(self, env: Mapping[str, str], stdin: str | None) -> bool:
-        """Whether a child of the server is like a program that the tests would execute."""
+        """Whether a child of the server would behave like an executed program."""
         changed = {name for name, _ in self._env.items() ^ env.items()}
         return (
             _identity() == self._tester
@@ -122,7 +122,7 @@ class CommandServer:
 
 
 def wanted(argv: Sequence[str | os.PathLike[str]]) -> list[str] | None:
-    """The command line as a server takes it, if it is one of ours."""
+    """The command line in the form for a server, if it is one of ours."""
     words = [os.fsdecode(word) for word in argv]
     if os.environ.get(_EXECUTE):
         return None
@@ -171,7 +171,7 @@ def _umask() -> int:
 
 
 def _identity() -> tuple[object, ...]:
-    """What the children of this process inherit and a server's do not."""
+    """The properties that children of this process inherit, but those of a server do not."""
     spaces = tuple(os.stat(f"/proc/self/ns/{kind}").st_ino for kind in _NAMESPACES)
     return (os.getpid(), os.getresuid(), os.getresgid(), Path("/proc/self/cgroup").read_bytes(), spaces)
 
@@ -183,7 +183,7 @@ def main() -> None:
     """Serve the socket whose number is the argument, until the tests close their end."""
     from unionfs.launcher import own_executable
 
-    own_executable.protect_if_writable()  # as each command would that enters a container
+    own_executable.protect_if_writable()  # as each command that enters a container would do
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     _preload()
@@ -235,7 +235,7 @@ def _preload() -> None:
 
 
 def _run(connection: socket.socket, fds: Sequence[int]) -> NoReturn:
-    """In the child: be the command."""
+    """In the child: run the command."""
     status = 1
     try:
         os.setsid()

@@ -1,8 +1,7 @@
-"""A warning in the log that no test announced is a failure of the test in which it appears.
+"""Fail a test in which a warning is logged that the test has not announced.
 
-The fixture `expect_log(pattern)` announces one: within its block at least one record must match, and those that match
-are fine.
-Only records of this process are seen here; what a daemon writes is judged by who starts it.
+The fixture `expect_log(pattern)` announces one: within its block at least one record must match, and matching records
+are allowed. Only records of this process are checked; a daemon's log is checked by the code that starts the daemon.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import pytest
 
 
 class _Watch(logging.Handler):
-    """Collects records of WARNING and above that nobody announced."""
+    """Collects records of WARNING and above that no test has announced."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

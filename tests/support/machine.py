@@ -1,6 +1,6 @@
-"""What a test run may mend on the machine by itself: the door to FUSE.
+"""Make FUSE usable on machines without udev and systemd, such as a bare chroot.
 
-A machine without udev and systemd, such as a bare chroot, lacks what these put in place elsewhere.
+There /dev/fuse or /etc/mtab is missing, or /dev/fuse is closed to ordinary users; root mends that.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from tests.support.timing import limit
 
 _FUSE = Path("/dev/fuse")
 _FUSE_DEVICE = os.makedev(10, 229)  # FUSE_MINOR in <linux/miscdevice.h>
-_EVERYBODY_MAY = 0o666  # as udev makes it on every distribution
-_MTAB = Path("/etc/mtab")  # fusermount3 looks a mount up there before it unmounts it
+_EVERYBODY_MAY = 0o666  # the mode that udev gives it on every distribution
+_MTAB = Path("/etc/mtab")  # fusermount3 searches a mount there before it unmounts it
 
 
 class NoFuseError(Exception):
-    """FUSE cannot be used here; the message says why and what would help."""
+    """FUSE cannot be used here; the message says why, and how to change that."""
 
 
 def open_fuse_device() -> Path:
-    """/dev/fuse, open to everybody, on a machine where everybody can unmount. What is missing, root mends.
+    """/dev/fuse, open to all users, on a machine on which all users can unmount. Root makes missing files.
 
     Raises: NoFuseError when this process may not mend it.
     """
@@ -61,7 +61,7 @@ def lacks_keeper() -> str:
 
 
 def lacks_passthrough() -> str:
-    """Why FUSE passthrough cannot be had here; empty if it can."""
+    """Why FUSE passthrough cannot be used here; empty if it can."""
     if _kernel_release() < (6, 9):
         return "the kernel has no FUSE passthrough (since Linux 6.9)"
     if os.geteuid() != 0 or Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:

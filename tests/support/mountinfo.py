@@ -1,6 +1,6 @@
-"""Which mounts exist, read from /proc/self/mountinfo (proc_pid_mountinfo(5)), and how to be rid of them.
+"""List mounts by /proc/self/mountinfo (proc_pid_mountinfo(5)), and unmount them.
 
-Never looks at the mounted tree itself: a `stat` on a mount whose daemon is dead or stuck waits for it.
+Never accesses the mounted tree itself: a `stat` on a mount whose daemon is dead or stuck would wait for it.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def mount_at(path: Path) -> Mount | None:
 
 
 def unmount_below(top: Path) -> list[Path]:
-    """Detach everything mounted at or below `top`, last mounted first, and say what was there.
+    """Detach all mounts at or below `top`, last mounted first, and return them.
 
-    Detaching is lazy, so it neither waits for a daemon nor fails because of a user. What this process may not unmount
-    by itself goes through fusermount3.
+    Detaching is lazy, so it neither waits for a daemon nor fails because the mount is in use. Mounts that this process
+    may not unmount itself are unmounted by fusermount3.
     """
     gone = []
     for mount in reversed(mounts()):
@@ -60,7 +60,7 @@ def unmount_below(top: Path) -> list[Path]:
 
 
 def detach(mountpoint: Path) -> None:
-    """`umount -l` without following or touching the mountpoint. Being unmounted already is fine."""
+    """`umount -l` without following or accessing the mountpoint. No error if it is unmounted already."""
     as_root = ["umount", "--no-canonicalize", "--lazy", os.fspath(mountpoint)]
     as_user = ["fusermount3", "-u", "-z", os.fspath(mountpoint)]
     subprocess.run(

@@ -1,8 +1,8 @@
-"""Mount a union through the command line, and be sure that it is gone afterwards.
+"""Mount a union through the command line, and ensure that it is unmounted afterwards.
 
-Everything goes through child processes with timeouts. The end is `unionfs umount`; when that fails, the mount is
-detached lazily and the failure is raised, so a test cannot leave a mount behind and cannot hide that it would have.
-What the daemon logs is judged as the log of the tests themselves is: a warning that was not announced is a failure.
+All is done in child processes with timeouts. At the end comes `unionfs umount`; if that fails, the mount is detached
+lazily and the failure is raised, so a test can neither leave a mount nor hide that it would have left one. The daemon's
+log is checked as that of the tests: a warning that was not announced is a failure.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tests.support.users import CHECKOUT, User
 _MODULE_OF = {"pyfuse3": "unionfs/fuse/via_pyfuse3.py", "kernel": "unionfs/fuse/kernel/server.py"}
 
 TRANSPORTS = tuple(_MODULE_OF)
-"""What carries requests to the union; `native` beside them is a plain directory, the control of the suite."""
+"""The transports; `native` beside them is a plain directory, the control of the suite."""
 
 _RECORD_START = re.compile(r"^(?=\d{4}-\d\d-\d\d \S+ [A-Z]+ )", re.MULTILINE)
 _COMPLAINT = re.compile(r"\S+ \S+ (WARNING|ERROR|CRITICAL) |(?!\d{4}-\d\d-\d\d )(?=.*\S)")
-"""A record of that level; or text before the first record, which something wrote to stderr that should not have."""
+"""A record of that level; or text before the first record, which no program should have written to stderr."""
 
 
 def has_transport(name: str) -> bool:
@@ -79,7 +79,7 @@ def mounted(
 
 
 def complaints(log: Path, expected: str | None = None) -> list[str]:
-    """The warnings and errors in a daemon's log (`--log`), tracebacks included, except what matches `expected`."""
+    """The warnings and errors in a daemon's log (`--log`), with tracebacks, except those that match `expected`."""
     if not log.exists():
         return []
     records = _RECORD_START.split(log.read_text(errors="replace"))
@@ -109,7 +109,7 @@ def mount_argv(
 
 
 def umount(mountpoint: Path, user: User) -> subprocess.CompletedProcess[str]:
-    """`unionfs umount`, and the proof that it did. Raises: ChildError when it fails or something is still mounted
+    """`unionfs umount`, and a check of its effect. Raises: ChildError when it fails or a filesystem is still mounted
     there."""
     done = user.unionfs("umount", mountpoint, timeout_s=30)
     if mount_at(mountpoint) is not None:

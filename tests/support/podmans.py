@@ -25,7 +25,7 @@ def need_podman() -> None:
 
 
 def our_program(where: Path, user: User, then: str = "") -> Path:
-    """`unionfs` as a mount program that the user can run; `then` is shell code before it is."""
+    """`unionfs` as a mount program that the user can run; `then` is shell code that runs before it."""
     program = where / "mount-program"
     environment = " ".join(f"{name}='{user.env[name]}'" for name in ("PYTHONPATH",) if name in user.env)
     program.write_text(f'#!/bin/bash\n{then}\n{environment} exec {sys.executable} -m unionfs "$@"\n')
@@ -54,7 +54,7 @@ class Podman:
         return self.run(["buildah", *self._store, *args])[1].strip()
 
     def refused(self, *args: str | Path, options: Sequence[str] = ()) -> tuple[int, str]:
-        """The exit code of a podman command that fails, and what it said."""
+        """The exit code of a podman command that fails, and its output."""
         status, _, said = self.run(["podman", *self._store, *options, "--runtime", "runc", *args], check=False)
         return status, said
 
@@ -86,7 +86,7 @@ def debian_store(
 
 @contextmanager
 def podman_store(user: User, where: Path, program: Path, options: Sequence[str] = ()) -> Iterator[Podman]:
-    """A store that is gone afterwards, with everything that ran on it."""
+    """A store that is removed afterwards, with all its containers."""
     user.own(where)
     made = Podman(user, where, program, options)
     try:

@@ -1,7 +1,7 @@
-"""Child processes that cannot hang a test: every wait has an end, and the end takes the whole process group along.
+"""Child processes that cannot hang a test: every wait has a time limit, after which the whole process group is killed.
 
-A program stuck in a system call on a dead mount still dies of SIGKILL. What it started is in its process group; a
-daemon that left the group and kept our pipes is reported as such, not waited for.
+A program stuck in a system call on a dead mount still dies of SIGKILL. Its children are in its process group; a daemon
+that has left the group and kept our pipes is reported, not waited for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.support.timing import limit
 
 DEFAULT_TIMEOUT_S = 60.0
-"""Long enough for a loaded machine with two cores; a hang is a hang either way."""
+"""Seconds: long enough for a loaded machine with two cores."""
 
 _AFTER_KILL_S = 5.0
 
@@ -34,7 +34,7 @@ def run(
     check: bool = True,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run `argv` to its end in a session of its own. Bytes that are not UTF-8 come back as surrogates.
+    """Run `argv` to its end in a session of its own. Bytes of the output that are not UTF-8 become surrogates.
 
     Raises: ChildError when it does not end within `timeout_s`, or when `check` and it ends with other than 0.
     """

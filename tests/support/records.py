@@ -1,4 +1,4 @@
-"""Records of containers that never ran, written as `unionfs create` would."""
+"""Records of containers that never ran, in the form of `unionfs create`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unionfs.launcher.spec import Process
 
 
 def write_record(root: Path, lower: str, digest: str = "") -> Path:
-    """Make a container on `lower`, of the image with this digest; the file of its record."""
+    """Make a container on `lower`, of the image with this digest. Returns the file of its record."""
     image = Image("some:1", digest, "") if digest else None
     config = ContainerConfig(Process(("true",)), RootFilesystem((lower,)), image=image)
     container = record.new(str(root), config, "c")

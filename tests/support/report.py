@@ -1,5 +1,5 @@
-"""At the end of a run: how many tests ran on which transport and as whom, each reason not to count one, and how much
-time each directory took.
+"""Print, at the end of a run, the number of tests by transport and user, the reasons of skips and expected failures,
+and the time of each directory.
 
 A test belongs to a transport and a user by its parameters `transport` and `user`, else by the markers
 `transport(name)` and `runs_as(kind)`, else by using the fixture `ordinary_user`.
@@ -19,7 +19,7 @@ _NO_MOUNT = "no mount"
 _COLUMN_OF = {
     "passed": "passed",
     "failed": "failed",
-    "xpassed": "failed",  # xfail_strict makes it a failure; should it not, it still says that an expectation is wrong
+    "xpassed": "failed",  # xfail_strict makes it a failure; otherwise it counts as a wrong expectation
     "error": "failed",
     "xfailed": "xfailed",
     "skipped": "skipped",
@@ -64,7 +64,7 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
 
 
 def _tell_times(terminalreporter: TerminalReporter) -> None:
-    """Seconds by directory, the longest first. Workers count side by side: the sum is more than the clock says."""
+    """Seconds by directory, the longest first. Workers run at the same time: the sum is longer than the run."""
     seconds: defaultdict[str, float] = defaultdict(float)
     tests: Counter[str] = Counter()
     for reports in terminalreporter.stats.values():

@@ -1,4 +1,4 @@
-"""Small Debian root filesystems for containers: made once per machine by mmdebstrap, unpacked for whoever needs one.
+"""Small Debian root filesystems for containers: made once per machine by mmdebstrap, unpacked for each user.
 
 The tar is kept in /var/cache/unionfs-tests (root) or $XDG_CACHE_HOME/unionfs-tests. Its name holds a digest of how it
 was made, so a change here makes a new one. An ordinary user's tree is unpacked inside a user namespace that maps its
@@ -41,7 +41,7 @@ _BUILD_TIMEOUT_S = 600
 _UNPACK_TIMEOUT_S = 300
 
 IN_USER_NAMESPACE = ("unshare", "--map-root-user", "--map-auto", "--")
-"""What stands before a command that must see an ordinary user's tree as the container will: owned by root."""
+"""Prefix of a command that must see an ordinary user's tree as the container will: owned by root."""
 
 
 class NoRootfsError(Exception):
@@ -90,7 +90,7 @@ def unpack(tar: Path, into: Path, user: User) -> Path:
 
 
 def as_container_root(user: User) -> tuple[str, ...]:
-    """What stands before a command of `user` that must own all of an unpacked tree. Nothing for root."""
+    """Prefix of a command of `user` that must own all files of an unpacked tree. Empty for root."""
     return () if user.uid == 0 else IN_USER_NAMESPACE
 
 

@@ -1,4 +1,4 @@
-"""Directories for tests on a real disk filesystem, and the sweeping of what aborted runs left there.
+"""Directories for tests on a real disk filesystem, and the removal of the remains of aborted runs.
 
 /tmp is a tmpfs on many machines and pytest's own directories are closed to other users; a union wants a filesystem
 with xattrs, holes and stable inode numbers that an ordinary user may enter. So everything lies below one base
@@ -30,7 +30,7 @@ _LOCK_SUFFIX = ".lock"
 
 
 def base_dir() -> Path:
-    """Where the runs have their directories. Belongs to the current user; others may enter it."""
+    """The directory that contains those of the runs. Belongs to the current user; others may enter it."""
     base = Path(os.environ.get("UNIONFS_TEST_DIR") or f"/var/tmp/unionfs-tests-{os.geteuid()}")
     base.mkdir(mode=0o755, exist_ok=True)
     status = os.lstat(base)
@@ -42,7 +42,7 @@ def base_dir() -> Path:
 
 @contextmanager
 def run_dir() -> Iterator[Path]:
-    """The directory of this run. At the end it is removed, with everything that still runs or is mounted in it."""
+    """The directory of this run. At the end it is removed, with all processes and mounts in it."""
     run = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX, dir=base_dir()))
     run.chmod(0o755)
     lock_fd = os.open(_lock_of(run), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -55,7 +55,7 @@ def run_dir() -> Iterator[Path]:
 
 
 def sweep_dead_runs() -> list[str]:
-    """Remove what runs left that did not end properly, and say what that was."""
+    """Remove the remains of runs that did not end properly, and return a description of them."""
     swept = []
     for lock in base_dir().glob(f"{_RUN_PREFIX}*{_LOCK_SUFFIX}"):
         if _is_held(lock):
@@ -86,7 +86,7 @@ def make_shared(directory: Path) -> None:
 
 
 def remove(tree: Path) -> None:
-    """Remove `tree` whatever is in it: mounts, paths longer than PATH_MAX, files of subordinate user ids."""
+    """Remove `tree`, also with mounts, paths longer than PATH_MAX and files of subordinate user ids in it."""
     unmount_below(tree)
     command = ["rm", "-rf", "--one-file-system", "--", os.fspath(tree)]
     if subprocess.run(command, capture_output=True, timeout=limit(300), check=False).returncode == 0:
@@ -98,7 +98,8 @@ def remove(tree: Path) -> None:
 
 
 def _bury(run: Path) -> tuple[int, int]:
-    """Remove all that is left of a run; how many processes and mounts that was. The lock goes last, if all else did."""
+    """Remove all remains of a run. Returns the numbers of processes and mounts. The lock is removed last, if all else
+    was."""
     ended = users.remove_accounts_below(run) | processes_below(run)
     for pid in ended:
         with suppress(ProcessLookupError):
@@ -115,7 +116,7 @@ def _lock_of(run: Path) -> Path:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a live run holds `lock`. One that vanished meanwhile is somebody's who is just tidying up."""
+    """Whether a live run holds `lock`. A lock that vanishes meanwhile counts as held: another run removes it."""
     try:
         lock_fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

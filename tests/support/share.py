@@ -1,8 +1,8 @@
-"""Which part of the long series of like cases a run goes through: a part in each commit, in turns.
+"""Choose the part of the long series of similar cases that a run goes through: another part in each commit, in turns.
 
 Some tests do the same in hundreds of cases, such as a crash before each step of each verb. Each run takes one case in
-three (or in another number) of them. The part follows from the number UNIONFS_TESTS_SHARE, which is drawn from the hash
-of the commit unless the environment has it. `all` is every case: `make test-all`.
+three (or in another number) of them. The number UNIONFS_TESTS_SHARE selects the part; it is derived from the hash of
+the commit unless the environment has it. `all` selects every case: `make test-all`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 def _drawn() -> str:
-    """A number from 0 to 65535, the same for the same commit; 0 where git knows none."""
+    """A number from 0 to 65535, the same for the same commit; 0 without git."""
     command = ["git", "-c", "safe.directory=*", "-C", os.fspath(_CHECKOUT), "rev-parse", "HEAD"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit(60)).stdout
@@ -43,7 +43,7 @@ def has(number: int, *, one_in: int = 3) -> bool:
 
 
 def of(cases: Iterable[_T], *, one_in: int = 3) -> list[_T]:
-    """The cases that this run takes."""
+    """The cases of this run."""
     return [case for number, case in enumerate(cases) if has(number, one_in=one_in)]
 
 

@@ -1,4 +1,4 @@
-"""A filesystem with little room, for tests of what happens when a disk is full. Mounting it needs root."""
+"""A filesystem with little room, for tests of a full disk. Mounting it needs root."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _write(fd: int, size: int) -> bool:
 
 
 def make_room(where: Path) -> None:
-    """Remove what took all room. ext4 gives out blocks again once the journal is written, which it may not wait for."""
+    """Remove the files that took all room. ext4 reuses blocks only when its journal is written, so that is forced."""
     (where / "filler").unlink()
     directory_fd = os.open(where, os.O_RDONLY)
     os.fsync(directory_fd)

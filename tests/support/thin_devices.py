@@ -1,4 +1,4 @@
-"""What the driver devicemapper has in the kernel: to see that nothing of it is left."""
+"""List the devices of the driver devicemapper in the kernel, to check that none is left."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _texts(pattern: str) -> list[str]:
 
 
 def left(within_s: float = 10) -> list[str]:
-    """`found` once the kernel has had time to remove what is not used any more."""
+    """The result of `found` after the kernel has had time to remove unused devices."""
     deadline = time.monotonic() + limit(within_s)
     while (names := found()) and time.monotonic() < deadline:
         time.sleep(0.1)

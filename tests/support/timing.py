@@ -1,7 +1,7 @@
 """Time limits of waits, longer by a factor on machines that are slow (UNIONFS_TEST_TIME_FACTOR=5: emulated ones).
 
-A limit ends a hang; no test is judged by how fast something is. Every wait of the tests takes its limit from `limit`,
-directly or through what it calls (`process.run`, `User.run`, the agent), and so does pytest-timeout.
+A limit ends a hang; no test asserts a speed. Every wait of the tests has its limit from `limit`, directly or through
+`process.run`, `User.run` or the agent, and so has pytest-timeout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def limit(seconds: float) -> float:
 
 
 def wait_until(holds: Callable[[], object], what: str, *, within_s: float = 60, pause_s: float = 0.02) -> None:
-    """Ask `holds` again and again, every `pause_s`, until it is true.
+    """Call `holds` every `pause_s` seconds until it returns true.
 
     Raises: AssertionError with `what`, when it is not after `limit(within_s)`.
     """

@@ -1,6 +1,6 @@
 """A root filesystem of a few megabytes: a shell and what scripts need, with the libraries of this machine.
 
-For tests that make many containers of which each copies all there is.
+For tests that make many containers, each of which copies the whole root filesystem.
 """
 
 from __future__ import annotations

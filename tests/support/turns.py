@@ -1,6 +1,6 @@
-"""`pytest --in-turns`: of a test that is run as several users, or on several transports, half of the combinations.
+"""`pytest --in-turns`: run only half of the combinations of users and transports of each test.
 
-Which half follows from the number of the run (tests.support.share), so that the next commits take the others. Used for
+The number of the run (tests.support.share) selects the half, so that the next commits run the other ones. Used for
 whole runs: `make test`. Tests that are chosen by name are run in all combinations.
 """
 
@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the combinations whose turn it is not."""
+    """Deselect the other half of the combinations."""
     if not config.getoption("in_turns") or share.EVERYTHING:
         return
     alike: defaultdict[str, list[pytest.Item]] = defaultdict(list)

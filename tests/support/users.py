@@ -1,7 +1,7 @@
-"""Who runs a command: root, the user running the tests, or an ordinary user made for the run.
+"""The users who run commands: root, the user running the tests, or an ordinary user made for the run.
 
-An ordinary user has what a login would give: a home, a runtime directory, ranges of subordinate ids. It cannot read a
-checkout below /root, so it gets a copy of the code it runs when it needs one.
+An ordinary user has, as after a login, a home, a runtime directory and ranges of subordinate ids. It cannot read a
+checkout below /root, so it gets a copy of the code if necessary.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _servers: dict[tuple[str, tuple[str, ...]], command_server.CommandServer] = {}  
 
 
 class CannotMakeUserError(Exception):
-    """No ordinary user can be had here; the message says why."""
+    """No ordinary user can be made here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody who can run commands. Immutable."""
+    """A user who can run commands. Immutable."""
 
     kind: str  # "root" or "ordinary", as the report counts them
     name: str
     uid: int
     gid: int
     home: Path  # exists and belongs to the user
-    prefix: tuple[str, ...]  # what stands before a command to run it as this user
+    prefix: tuple[str, ...]  # prefix of a command that runs it as this user
     env: Mapping[str, str]  # the whole environment of its commands
 
     @property
     def unionfs_cmd(self) -> tuple[str, ...]:
-        """What stands before the arguments of the `unionfs` command when this user calls it (see `run`)."""
+        """The words of the `unionfs` command before its arguments, for this user (see `run`)."""
         return (sys.executable, "-m", "unionfs")
 
     def run(
@@ -66,7 +66,7 @@ class User:
     ) -> subprocess.CompletedProcess[str]:
         """Run `argv` as this user, in its home unless `cwd` says otherwise; `env` is added to its environment.
 
-        Our own commands are run by a command server (tests.support.command_server) where that makes no difference.
+        Our own commands are run by a command server (tests.support.command_server) if that makes no difference.
         Raises: process.ChildError as process.run does.
         """
         whole_env = {**self.env, **(env or {})}
@@ -93,7 +93,7 @@ class User:
         return server
 
     def end_servers(self) -> None:
-        """End the command servers of this user, whatever stands before its commands."""
+        """End the command servers of this user, with any prefix."""
         for key in [key for key in _servers if key[0] == self.name]:
             _servers.pop(key).close()
 
@@ -110,7 +110,7 @@ class User:
     def python(
         self, code: str, *args: str | os.PathLike[str], timeout_s: float = process.DEFAULT_TIMEOUT_S, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run a piece of Python as this user, `args` in sys.argv[1:]. Only the standard library is at hand."""
+        """Run a piece of Python as this user, `args` in sys.argv[1:]. It can import only the standard library."""
         return self.run([sys.executable, "-I", "-S", "-c", code, *args], timeout_s=timeout_s, check=check)
 
     def popen(
@@ -193,9 +193,9 @@ def end_servers() -> None:
 
 
 def readable_code(run_dir: Path) -> Path:
-    """A directory that every user can read and that holds our packages and the tests: for PYTHONPATH.
+    """A directory that every user can read and that contains our packages and the tests, for PYTHONPATH.
 
-    That is the checkout; when it is in a closed directory, a copy in `run_dir`, made by whoever asks first.
+    It is the checkout; if that is in a closed directory, a copy in `run_dir`, made at the first call.
     """
     if os.geteuid() != 0 or _everybody_may_enter(CHECKOUT):
         return CHECKOUT
@@ -212,7 +212,7 @@ def readable_code(run_dir: Path) -> Path:
 
 
 def remove_accounts_below(run_dir: Path) -> dict[int, str]:
-    """Remove the users that a dead run made for itself in `run_dir`; what still ran as them: pid -> command line."""
+    """Remove the users that a dead run had made in `run_dir`. Returns their processes: pid -> command line."""
     ended: dict[int, str] = {}
     for entry in pwd.getpwall() if os.geteuid() == 0 else ():
         if entry.pw_name.startswith(_NAME_PREFIX) and run_dir in Path(entry.pw_dir).parents:
@@ -234,7 +234,7 @@ def processes_of(name: str) -> dict[int, str]:
 
 
 def left_after(look: Callable[[], dict[int, str]], within_s: float = 10) -> dict[int, str]:
-    """The processes that `look` finds and that do not leave by themselves `within_s`, as an unmounted daemon does."""
+    """The processes that `look` finds and that do not end by themselves `within_s`, as an unmounted daemon does."""
     deadline = time.monotonic() + limit(within_s)
     while (left := look()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -251,7 +251,7 @@ def _make_account(name: str, home: Path) -> None:
 
 
 def _remove_account(name: str) -> dict[int, str]:
-    """Remove a user and, before that, SIGKILL what still runs as it; which was that."""
+    """Kill the processes of a user, and remove the user. Returns the processes."""
     left = processes_of(name)
     for pid in left:
         with suppress(ProcessLookupError):
@@ -277,7 +277,7 @@ def _ids_of(name: str) -> list[range]:
 
 
 def _environment(name: str, home: Path, runtime: str, code: str) -> dict[str, str]:
-    """What a login shell would have, our interpreter first in PATH, and `code` as where our packages come from."""
+    """The environment of a login shell, with our interpreter first in PATH, and `code` as PYTHONPATH."""
     scripts = os.fspath(Path(sys.executable).parent)
     return {
         "HOME": os.fspath(home),
@@ -294,7 +294,7 @@ def _environment(name: str, home: Path, runtime: str, code: str) -> dict[str, st
 
 
 def _refuse_unless_usable(prefix: Sequence[str], code: Path, home: Path) -> None:
-    """Raises: CannotMakeUserError when the user cannot run our interpreter and import from `code` what is needed."""
+    """Raises: CannotMakeUserError when the user cannot run our interpreter and import our packages from `code`."""
     probe = [*prefix, sys.executable, "-c", "import unionfs, layers, tests, trio, xxhash"]
     env = {"PYTHONPATH": os.fspath(code), "PATH": "/usr/bin:/bin"}
     tried = subprocess.run(probe, cwd=home, env=env, capture_output=True, text=True, check=False, timeout=limit(60))
@@ -313,16 +313,16 @@ LET_GO: Final = (
     """awk -v keep="$0" '$3 ~ /^fuse/ && $2 != keep { print $2 }' /proc/self/mounts """
     "| xargs -r umount -l 2>/dev/null || true; "
 )
-"""What a shell executes as root in a new mount namespace, which has copies of the mounts of all other tests: `unionfs
-umount` in those would fail, since the namespace still shows them. Keeps the mount at the shell's $0."""
+"""Shell code for root in a new mount namespace: unmounts its copies of the mounts of all other tests, which otherwise
+`unionfs umount` could not unmount completely. Keeps the mount at the shell's $0."""
 
 WITHOUT_IDS: Final = (
     f'{LET_GO}mount -t tmpfs none /mnt && cp -a /etc/. /mnt && : >/mnt/subuid && mount --move /mnt /etc; exec "$@"'
 )
-"""What a shell executes as root, in a new mount namespace, before the command of a user without subordinate ids. A
-mount on /etc/subuid itself would disappear with the next useradd(8), which renames a new file to that name."""
+"""Shell code for root in a new mount namespace, before the command of a user without subordinate ids. A mount on
+/etc/subuid itself would disappear with the next useradd(8), which renames a new file to that name."""
 
 
 def without_ids(user: User) -> User:
-    """The same user on a machine where nobody has subordinate ids. Preconditions: the tests run as root."""
+    """The same user on a machine on which no user has subordinate ids. Preconditions: the tests run as root."""
     return dataclasses.replace(user, prefix=("unshare", "-m", "sh", "-c", WITHOUT_IDS, "sh", *user.prefix))

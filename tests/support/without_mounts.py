@@ -1,4 +1,4 @@
-"""The tests that need neither mounts nor namespaces (`make test-quick`), and the guard that they need none.
+"""The tests that need neither mounts nor namespaces (`make test-quick`), and a guard that checks that.
 
 `pytest --without-mounts` runs the files named below and no others. The run and its children cannot mount, nor make or
 enter a namespace: a seccomp(2) filter refuses the system calls (EPERM). Opening /dev/fuse in the test process is
@@ -26,14 +26,14 @@ _MOUNTING: Final = (
     *("tests/layers/test_others.py", "tests/layers/test_verbs.py", "tests/snapshotter/test_server.py"),
     "tests/layers/explore/test_terminal.py",
 )
-"""Files of these rooms that mount, or that run commands which do."""
+"""Files of these directories that mount, or that run commands which do."""
 _LONG: Final = (
     *("tests/core/test_against_model.py", "tests/core/test_crash.py"),
     *("tests/core/test_limits.py", "tests/core/test_partial.py", "tests/core/test_takeover.py"),
     "tests/layers/test_faults.py",
     *("tests/changes/test_with_the_core.py", "tests/layers/test_roundtrip.py", "tests/snapshotter/test_store.py"),
 )
-"""Files of these rooms that would take more than the minutes that there are."""
+"""Files of these directories that take too long for this tier."""
 
 _X86_64: Final = 0xC000003E
 _REFUSED: Final = {  # <asm/unistd_64.h>
@@ -61,13 +61,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse what these tests must not need, before anything of them is imported."""
+    """Install the guard before any of these tests is imported."""
     if config.getoption("without_mounts"):
         refuse_mounts()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Collect the files of this tier alone."""
+    """Collect only the files of this tier."""
     if not config.getoption("without_mounts") or collection_path.is_dir():
         return None
     name = collection_path.relative_to(config.rootpath).as_posix()
@@ -82,11 +82,11 @@ def is_without_mounts(name: str) -> bool:
 
 
 def refuse_mounts() -> None:
-    """Let this process and its descendants neither mount nor make or enter a namespace. For ever."""
+    """Forbid this process and its descendants, for ever, to mount and to make or enter namespaces."""
     sys.addaudithook(_refuse_fuse)
     libc = ctypes.CDLL(None, use_errno=True)
     if os.uname().machine != "x86_64":
-        return  # the numbers below are others elsewhere: there the hook alone guards
+        return  # other architectures have other numbers: there only the hook guards
     program = _filter()
     code = ctypes.create_string_buffer(program)
     wanted = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))  # struct sock_fprog
@@ -107,7 +107,7 @@ def _filter() -> bytes:
     load, equal, any_bit, give = 0x20, 0x15, 0x45, 0x06
     allow, refuse = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW; SECCOMP_RET_ERRNO and the errno
     numbers = list(_REFUSED.values())
-    # What follows the list: clone's flags, clone3, allow, EPERM, ENOSYS. Jumps are counted from the next instruction.
+    # After the list follow: clone's flags, clone3, allow, EPERM, ENOSYS. Jumps are counted from the next instruction.
     tail = [
         (equal, 0, 2, _CLONE),
         (load, 0, 0, 16),

@@ -245,7 +245,7 @@ def _mount_argv(system: str, branches: Branches, foreground: bool) -> list[str]:
     if system == FUSE_OVERLAYFS:
         return [*argv, f"lowerdir={':'.join(lowers)},upperdir={upper},workdir={work}", merged]
     branches_option = ":".join([f"{upper}=RW", *(f"{lower}=RO" for lower in lowers)])
-    return [*argv, "cow", branches_option, merged]  # the option of unionfs-fuse
+    return [*argv, "cow", branches_option, merged]  # unionfs-fuse's word
 
 
 def _overlay_options(branches: Branches) -> str:
