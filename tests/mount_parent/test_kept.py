@@ -159,10 +159,51 @@ def test_a_mount_that_none_can_continue_is_unmounted_and_others_go_on(caller: Ca
 
 _BROKEN = """
 from unionfs.core import takeover
+from unionfs.fuse import daemon_history
+daemon_history._PAUSE_MOST_S = 0.01
 real = takeover.take_over
 def take_over(union):
     return 1 / 0 if "broken" in union.options.upper else real(union)
 takeover.take_over = take_over
+"""
+
+
+def test_a_mount_for_which_no_process_can_be_started_ends_at_the_last_of_many_attempts(caller: Caller) -> None:
+    """Five times it fails after the first death; after the second it always does. Others go on."""
+    caller.end()
+    (caller.directory / "sitecustomize.py").write_text(_NO_PROCESS)
+    broken = {"PYTHONPATH": f"{caller.directory}:{caller.user.env['PYTHONPATH']}"}
+    caller.user = replace(caller.user, env={**caller.user.env, **broken})
+    caller.mount("another first")
+    caller.parent()
+    second, third = _mount(caller, "broken"), _mount(caller, "third")
+    name = _name(caller, second)
+    _kill(name)
+    assert caller.run("cat", second / "file").stdout == "broken"
+    os.kill(chaos.wait_for_daemon(name), signal.SIGKILL)
+    log = caller.directory / "broken.log"
+    _wait_until(lambda: "no other process can be started: no process): the mount ends" in log.read_text())
+    _kill(_name(caller, third))
+    assert caller.run("cat", third / "file").stdout == "third"
+    assert (_keeper(caller, third)["pid"], _keeper(caller, third)["replaced"]) == (caller.parent(), 1)
+
+
+_NO_PROCESS = """
+import errno
+from unionfs.fuse import daemon_history
+from unionfs.mount_parent import kept
+
+daemon_history._PAUSE_MOST_S = 0.01
+fork, calls = kept.Child._fork, []
+
+def _fork(child, given, *more):
+    if b"broken" in given.values:
+        calls.append(None)
+        if len(calls) != 6:
+            raise OSError(errno.EAGAIN, "no process")
+    fork(child, given, *more)
+
+kept.Child._fork = _fork
 """
 
 

@@ -10,6 +10,7 @@ import fcntl
 import json
 import mmap
 import os
+import resource
 import signal
 import sqlite3
 import stat
@@ -202,6 +203,9 @@ def _meet_the_fault() -> None:
 
 _TAKEOVER = """
 from unionfs.core import takeover
+from unionfs.fuse import daemon_history
+
+daemon_history._PAUSE_MOST_S = 0.01
 
 def take_over(union):
     raise ZeroDivisionError
@@ -209,7 +213,10 @@ def take_over(union):
 takeover.take_over = take_over
 """
 _FIRST_MOMENT = """
+from unionfs.fuse import daemon_history
 from unionfs.fuse.kernel import server
+
+daemon_history._PAUSE_MOST_S = 0.01
 
 def begin(engine):
     if engine._dispatcher.continues:
@@ -233,3 +240,60 @@ def test_daemons_that_fail_before_their_first_request_end_the_mount(
     assert stand.wait_for_daemons() == {}
     assert not stand.is_mounted()
     assert "no daemon can continue" in stand.log.read_text()
+
+
+_NO_PROCESS = """
+import errno
+from unionfs.fuse import daemon_history, keeper
+
+daemon_history._PAUSE_MOST_S = 0.01
+fork, calls = keeper._fork, []
+
+def _fork(history):
+    calls.append(None)
+    if len(calls) in (1, 7):
+        return fork(history)
+    raise OSError(errno.EAGAIN, "no process")
+
+keeper._fork = _fork
+"""
+
+
+def test_a_keeper_that_can_start_no_process_tries_again_and_unmounts_in_the_end(
+    stand: MountedSubject, scratch: Path
+) -> None:
+    """Five times it fails after the first death; after the second it always does."""
+    stand.unmount()
+    broken = scratch / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(_NO_PROCESS)
+    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}"}
+    stand.mount()
+    kill_daemon(_mount(stand))
+    stand.run(_meet_no_fault)
+    stand.agent.call(os.kill, chaos.wait_for_daemon(_mount(stand)), signal.SIGKILL)
+    assert stand.wait_for_daemons() == {}
+    assert not stand.is_mounted()
+    assert "and no other process can be started: no process): the union is unmounted" in stand.log.read_text()
+
+
+def _meet_no_fault() -> None:
+    same(read("f"), b"hello")
+
+
+def test_a_daemon_without_descriptors_answers_requests_for_statistics_later(stand: MountedSubject) -> None:
+    kill_daemon(_mount(stand))
+    daemon = chaos.wait_for_daemon(_mount(stand))
+    stand.agent.call(_limit, daemon, 0)
+    log, deadline = stand.log, time.monotonic() + limit(20)
+    while "get no answer yet" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    stand.agent.call(_limit, daemon, 1000)
+    assert _stats(stand)["pid"] == daemon
+    stand.unmount()
+
+
+def _limit(daemon: int, most: int) -> None:
+    hard = resource.prlimit(daemon, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(daemon, resource.RLIMIT_NOFILE, (most, hard))

@@ -195,7 +195,11 @@ class Reporter:
             place = ours if may_ask else strangers
             if place.acquire(blocking=may_ask):
                 answer = (client, place, may_ask)
-                threading.Thread(target=self._answer, args=answer, name="report", daemon=True).start()
+                try:
+                    threading.Thread(target=self._answer, args=answer, name="report", daemon=True).start()
+                except RuntimeError:  # RLIMIT_NPROC, memory
+                    place.release()
+                    client.close()
             else:
                 client.close()
 

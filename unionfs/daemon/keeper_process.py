@@ -52,7 +52,7 @@ def start(service: Service, parent: Channel | None) -> None:
     takeover.keep_record(service.union, kept.record)
     service.traffic.keep(kept)
     if parent is None:
-        stay(service, kept)
+        _stay_or_serve(service, kept)
         return
     try:
         history = DaemonHistory(os.getppid())
@@ -60,7 +60,7 @@ def start(service: Service, parent: Channel | None) -> None:
         give(service, kept, parent)
     except OSError as error:  # the parent has ended, or no descriptor is left
         _logger().warning("a keeper of its own: the parent of mounts cannot keep it: %s", error)
-        stay(service, kept)
+        _stay_or_serve(service, kept)
         return
     show_in_process_list(service.mounted.connection)
     begin(service, kept, history)
@@ -116,11 +116,17 @@ def give(service: Service, kept: Kept, parent: Channel, *, acknowledge: bool = F
 def stay(service: Service, kept: Kept, **continued: Any) -> None:
     """Be the keeper; return in a daemon that may begin to serve. `continued`: arguments of fuse.keeper.keep.
 
-    Raises: DamagedError, in a daemon that cannot continue.
+    Raises: DamagedError, in a daemon that cannot continue; OSError if the first daemon cannot be forked.
     """
 
     show_in_process_list(service.mounted.connection, keeper=True)
-    give_up, learn = partial(given_up, service.mounted), partial(_learn, service, kept)
+    learn = partial(_learn, service, kept)
+
+    def give_up(why: str) -> None:
+        if service.control_fd is not None:
+            os.close(service.control_fd)  # unmounting needs descriptors, and perhaps none is left
+        given_up(service.mounted, why)
+
     history = keeper.keep(kept.record, give_up, partial(_described, service, kept), learn=learn, **continued)
     if history.continues:
         continue_after(service, kept, history)
@@ -129,10 +135,24 @@ def stay(service: Service, kept: Kept, **continued: Any) -> None:
         begin(service, kept, history)
 
 
+def _stay_or_serve(service: Service, kept: Kept) -> None:
+    """Be the keeper, and return in a daemon; or serve without a keeper if no process can be forked."""
+    try:
+        stay(service, kept)
+    except OSError as error:
+        _logger().warning("without a keeper: no process can be started: %s", error)
+        show_in_process_list(service.mounted.connection)
+
+
 def given_up(mounted: Mounted, why: str) -> None:
     """Unmount, because no daemon can continue. `why`: the reason, for the log."""
     _logger().error("no daemon can continue (%s): the union is unmounted", why)
-    mounted.unmount()
+    try:
+        problem = "" if mounted.unmount() else "it is not to be reached"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        _logger().error("unmounting failed (%s): `umount --lazy %s` removes what is left", problem, mounted.mountpoint)
 
 
 def _learn(service: Service, kept: Kept, values: dict[str, Any], fds: list[int]) -> None:

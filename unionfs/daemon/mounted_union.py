@@ -41,6 +41,7 @@ LATE_MODULES: Final = ("unionfs.core.handles", "unionfs.control.server", "unionf
 """Modules that a daemon imports a moment after its start: after the mount's first requests, and before the files may be
 replaced by another version's."""
 _IMPORT_AFTER_MS: Final = 1000
+_TRY_AGAIN_S: Final = 1.0
 
 
 class Service:
@@ -105,7 +106,10 @@ class Service:
         self.shutdown.listen(self.mounted, self.options.lifeline_fd)
         if self.control_fd is not None and self.mounted.connection is not None:
             about = (self, self.control_fd, self.mounted.connection)
-            threading.Thread(target=_report, args=about, name="reporting", daemon=True).start()
+            try:
+                threading.Thread(target=_report, args=about, name="reporting", daemon=True).start()
+            except RuntimeError as error:  # RLIMIT_NPROC, memory
+                _logger().error("`unionfs stats`, `upgrade` and changes of branches get no answer: %s", error)
         self.is_serving = True
         transport.serve(self.fd, self.union, options=self.options.serve, traffic=self.traffic, notifier=notifier)
 
@@ -161,12 +165,12 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
     asked = select.poll()
     asked.register(control_fd, select.POLLIN)
     asked.poll(_IMPORT_AFTER_MS if service.unfinished is None else 0)
-    import_late_modules(service)
-    if service.history is not None:
-        service.history.wait_for_keeper()
+    _import_patiently(service)
     from unionfs.control.branch_server import BranchControl
     from unionfs.control.server import Reporter
 
+    if service.history is not None:
+        service.history.wait_for_keeper()
     options, traffic, history = service.options, service.traffic, service.history
     branches = BranchControl(service.union, traffic, connection, history, service.tell_keeper)
     if service.unfinished is not None:
@@ -187,6 +191,22 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
         leave=service.leave,
     )
     reporter.serve(control_fd, connection)
+
+
+def _import_patiently(service: Service) -> None:
+    """Import what answers requests, as soon as there are descriptors and memory for that."""
+    reasons: set[str] = set()
+    while True:
+        try:
+            import_late_modules(service)
+            import_module("unionfs.control.branch_server")
+        except (ImportError, OSError) as error:
+            if str(error) not in reasons:
+                _logger().warning("`unionfs stats` and `upgrade` get no answer yet: %s", error)
+            reasons.add(str(error))
+            time.sleep(_TRY_AGAIN_S)
+        else:
+            return
 
 
 def import_late_modules(service: Service) -> None:

@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from unionfs.core.node_record import WAITS
@@ -36,6 +35,16 @@ _CRASHES_OF_ONE: Final = 3
 """A request that was in hand at this many deaths in a row is answered EIO, """
 _DEATHS_OF_ONE: Final = 10
 """or, if other processes killed the daemon, at this many: then the request need not be the cause."""
+
+_AT_ONCE: Final = 3
+"""After this many faults in a row, each soon after the one before, the keeper waits before it starts a daemon: """
+_PAUSE_S: Final = 0.01
+"""so long, and twice as long after each further one, """
+_PAUSE_MOST_S: Final = 1.0
+"""but no longer: so 20 attempts take 10 s, and a want of memory, processes or descriptors may end meanwhile. """
+_PAUSE_IN_USE_S: Final = 0.1
+"""If the daemons answer requests before they die, it waits no longer than this."""
+_SOON_S: Final = 10.0
 
 _END_S: Final = 1.0
 
@@ -69,6 +78,8 @@ class DaemonHistory:
         self._crashed = 0  # and how often of these the daemon was not killed from outside
         self._oom_kills = _oom_kills()
         self._attempts = 0  # deaths in a row as _ATTEMPTS has it
+        self._faults = 0  # in a row, each soon after the one before
+        self._fault_at = 0.0  # time.monotonic of the last one
 
     @property
     def is_alive(self) -> bool:
@@ -120,28 +131,39 @@ class DaemonHistory:
 
     def watch(self, tell: Callable[[str], None]) -> None:
         """Start a thread that calls `tell` when the keeper has been killed, or no longer keeps the mount."""
-        threading.Thread(target=self._watch, args=(tell,), name="keeper", daemon=True).start()
+        try:
+            threading.Thread(target=self._watch, args=(tell,), name="keeper", daemon=True).start()
+        except RuntimeError as error:  # RLIMIT_NPROC, memory
+            tell(f"the death of the keeper (process {self.keeper}) would not be noticed: {error}")
 
     def _watch(self, tell: Callable[[str], None]) -> None:
         is_killed = True
-        with suppress(OSError):
-            fd = os.pidfd_open(self.keeper)
+        while self.is_alive:
             try:
-                if self.is_alive:
-                    poll = select.poll()
-                    poll.register(fd, select.POLLIN)
-                    if self.is_parent and self.channel is not None:
-                        poll.register(self.channel, 0)  # for POLLHUP, which always counts
-                    poll.poll()
-                    if not self.is_let_go:  # its descriptors are closed a moment before it is seen to end
-                        is_killed = bool(select.select([fd], [], [], _END_S)[0])
-            finally:
-                os.close(fd)
+                is_killed = self._wait_for_end()
+                break
+            except OSError:  # no descriptor is left
+                time.sleep(_END_S)
         if self.is_let_go:
             return  # the mount has ended
         self.is_let_go = True
         what = "was killed" if is_killed else "keeps this mount no more"
         tell(f"the keeper (process {self.keeper}) {what}: if this daemon dies, the mount ends")
+
+    def _wait_for_end(self) -> bool:
+        """Wait until the keeper has ended or lets go of the mount. Returns whether it has ended. Raises: OSError."""
+        fd = os.pidfd_open(self.keeper)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if self.is_parent and self.channel is not None:
+                poll.register(self.channel, 0)  # for POLLHUP, which always counts
+            if self.is_alive:
+                poll.poll()
+            # Its descriptors are closed a moment before it is seen to end.
+            return self.is_let_go or bool(select.select([fd], [], [], _END_S)[0])
+        finally:
+            os.close(fd)
 
     def values(self) -> dict[str, Any]:
         """Return the state as plain values, for `of_values` of another version."""
@@ -217,7 +239,30 @@ class DaemonHistory:
             self.refused = self._last
         has_begun = record.lives >= self.deaths - 1 and bool(record.serving or not is_crash)
         self._attempts = 0 if has_begun else self._attempts + 1
+        self._count_fault(is_crash)
         return self._attempts < _ATTEMPTS and not record.is_full and not record.is_outdated
+
+    def not_started(self, error: OSError) -> str:
+        """Note that no process can be started. In the keeper only. Returns why it is to try no more; "" if it is to."""
+        self._attempts += 1
+        self._count_fault(True)
+        why = f"the daemon {self.ended or 'has ended'}, and no other process can be started: {error.strerror}"
+        return "" if self._attempts < _ATTEMPTS else why
+
+    def _count_fault(self, is_one: bool) -> None:
+        now = time.monotonic()
+        if not is_one or now - self._fault_at > _SOON_S:
+            self._faults = 0
+        if is_one:
+            self._faults, self._fault_at = self._faults + 1, now
+
+    @property
+    def pause_s(self) -> float:
+        """How long the keeper waits before it starts another daemon, in seconds: without that, daemons that die of a
+        fault at once would be replaced without end, and each writes a stack trace to the log."""
+        more = min(self._faults - _AT_ONCE, _ATTEMPTS)
+        most_s = _PAUSE_MOST_S if self._attempts else _PAUSE_IN_USE_S
+        return min(_PAUSE_S * 2 ** (more - 1), most_s) if more > 0 else 0.0
 
 
 def _oom_kills() -> int:

@@ -51,9 +51,13 @@ class DeathHelper:
         the main thread."""
         if self._is_started or (self._abort_fd is None and self.keeper is None):
             return
-        self._is_started = True
         daemon = os.getpid()
-        if os.fork() == 0:
+        try:
+            pid = os.fork()
+        except OSError:  # RLIMIT_NPROC, memory: it is tried again before a thread notifies the kernel
+            return
+        self._is_started = True
+        if pid == 0:
             try:
                 self._help(daemon)
             finally:

@@ -71,7 +71,10 @@ class Mounted:
         """
         if self._namespace is None:
             return self._unmount_here()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # RLIMIT_NPROC, memory
+            return False
         if pid == 0:
             os._exit(0 if self._enter_namespace() and self._unmount_here() else 1)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

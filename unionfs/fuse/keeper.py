@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from unionfs.fuse import keeper_channel, upgrade
 from unionfs.fuse.daemon_end import status_of
@@ -56,7 +57,8 @@ def keep(
     later be another version's. It returns a function that returns the program to execute for an upgrade. `learn` is
     called with values and descriptors that the daemon has sent after a change of its branches. The other arguments are
     for a process that became the keeper by an upgrade: the history of the daemons before, the daemon that serves and
-    its channel, the signal mask of the next ones. Preconditions: this is the only thread.
+    its channel, the signal mask of the next ones. Preconditions: this is the only thread. Raises: OSError if the first
+    daemon cannot be forked.
     """
     history = history or DaemonHistory(os.getpid(), record)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -66,18 +68,21 @@ def keep(
     while True:
         if channel is None:
             record.serve(0)  # no request causes a death before the first request
-            channel, theirs = keeper_channel.connected()
-            daemon = os.fork()
+            time.sleep(history.pause_s)
+            try:
+                channel, daemon = _fork(history)
+            except OSError as error:
+                if not history.continues:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                    raise
+                if why := history.not_started(error):
+                    _end(give_up, why)
+                continue
             if daemon == 0:
-                history.channel = theirs
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 return history
-            theirs.close()
         status = _wait(daemon, record, program)
-        if status is None and learn is not None and (sent := channel.take_description()) is not None:
-            with suppress(Exception):  # the record says that the keeper does not know the branches
-                learn(*sent)
-                channel.kept()
+        if status is None and learn is not None and _learns(channel, learn):
             continue
         if status is None:
             daemon, channel, status = upgrade.upgrade(daemon, channel, record, history, program, mask)
@@ -89,9 +94,41 @@ def keep(
         channel.close()
         channel = None
         if why := judge(history, status, record, "an upgrade that failed"):
-            with suppress(Exception):
-                give_up(why)
-            os._exit(1)
+            _end(give_up, why)
+
+
+def _fork(history: DaemonHistory) -> tuple[Channel, int]:
+    """Fork a daemon. Returns the channel to it and its pid; in the daemon the channel to the keeper, and 0. Raises:
+    OSError."""
+    ours, theirs = keeper_channel.connected()
+    try:
+        daemon = os.fork()
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    if daemon == 0:
+        history.channel = theirs
+        return theirs, 0
+    theirs.close()
+    return ours, daemon
+
+
+def _end(give_up: Callable[[str], None], why: str) -> NoReturn:
+    with suppress(Exception):
+        give_up(why)
+    os._exit(1)
+
+
+def _learns(channel: Channel, learn: Callable[[dict[str, Any], list[int]], None]) -> bool:
+    """Have the next daemons go on with what this one has sent. Returns False if it has sent nothing."""
+    with suppress(Exception):  # the record says that the keeper does not know the branches
+        sent = channel.take_description()
+        if sent is None:
+            return False
+        learn(*sent)
+        channel.kept()
+    return True
 
 
 def is_over(status: int) -> bool:

@@ -23,6 +23,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from unionfs.fuse.daemon_end import status_of
@@ -76,15 +77,15 @@ def upgrade(
     after.note("an upgrade", record)
     try:
         executed = program()(after)
-        successor = _Successor(executed, mask)
+        successor = _Successor(executed, mask, daemon)
     except Exception as error:  # noqa: BLE001 - the keeper must go on, whatever the files are by now
         return _refuse(daemon, channel, history, f"the new version cannot be started: {type(error).__name__}: {error}")
-    why = successor.wait_until_able(daemon)
+    why = successor.wait_until_able()
     if why:
         successor.end()
         return _refuse(daemon, channel, history, why)
     channel.send(LEAVE)
-    status = _wait_for_end(daemon, record)
+    status = successor.wait_for_end_before(record)
     history.died_at = time.monotonic()
     if not os.WIFEXITED(status) or os.WEXITSTATUS(status) != LEFT:
         successor.end()
@@ -105,19 +106,6 @@ def upgrade(
     return successor.pid, successor.channel, None
 
 
-def _wait_for_end(daemon: int, record: NodeRecord) -> int:
-    """Wait for the end of the daemon. Returns its wait status."""
-    pidfd = os.pidfd_open(daemon)
-    try:
-        while True:
-            status, _ = status_of(daemon, record)
-            if status is not None:
-                return status
-            select.select([pidfd], [], [], _LOOK_AGAIN_S)
-    finally:
-        os.close(pidfd)
-
-
 def _refuse(daemon: int, channel: Channel, history: DaemonHistory, why: str) -> tuple[int, Channel, None]:
     history.not_upgraded = why
     log.warning("no upgrade: %s", why)
@@ -125,46 +113,55 @@ def _refuse(daemon: int, channel: Channel, history: DaemonHistory, why: str) -> 
     return daemon, channel, None
 
 
+def _owned(stack: ExitStack, fd: int) -> int:
+    stack.callback(os.close, fd)
+    return fd
+
+
 class _Successor:
     """A child of the keeper that executes the program, to become the daemon."""
 
-    def __init__(self, program: Program, mask: Iterable[int]) -> None:
-        """Start it. Raises: OSError."""
-        self.channel, theirs = connected()  # immutable
-        self._errors = os.memfd_create("unionfs-errors", os.MFD_CLOEXEC)  # immutable: what it prints until it serves
+    def __init__(self, program: Program, mask: Iterable[int], before: int) -> None:
+        """Start it, while the process `before` is the daemon. Raises: OSError."""
         self._status: int | None = None  # set once: how it has ended
-        stderr = os.dup(2)
-        values = {"role": DAEMON, "channel": theirs.fileno(), "stderr": stderr, **program.values}
-        state = state_of(values)
-        try:
+        self._before = before  # immutable
+        with ExitStack() as opened, ExitStack() as given:
+            self.channel, theirs = connected()  # immutable
+            given.callback(theirs.close)
+            self._errors = _owned(opened, os.memfd_create("unionfs-errors", os.MFD_CLOEXEC))
+            """What it prints until it serves; immutable."""
+            self._before_fd = _owned(opened, os.pidfd_open(before))  # immutable
+            stderr = _owned(given, os.dup(2))
+            values = {"role": DAEMON, "channel": theirs.fileno(), "stderr": stderr, **program.values}
+            state = _owned(given, state_of(values))
             self.pid = os.fork()  # immutable
             if self.pid == 0:
                 os.dup2(self._errors, 2)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 _execute(program, state, [theirs.fileno(), stderr])
-        finally:
-            theirs.close()
-            os.close(stderr)
-            os.close(state)
+            opened.pop_all()
 
-    def wait_until_able(self, daemon: int) -> str:
-        """Wait until it can continue. Returns why it cannot, or why it need not: `daemon` has ended."""
-        pidfd = os.pidfd_open(daemon)
-        try:
-            said = self.channel.receive(_START_S, pidfd)
-        finally:
-            is_over = bool(select.select([pidfd], [], [], 0)[0])
-            os.close(pidfd)
-        if is_over:
+    def wait_until_able(self) -> str:
+        """Wait until it can continue. Returns why it cannot, or why it need not: the daemon before has ended."""
+        said = self.channel.receive(_START_S, self._before_fd)
+        if select.select([self._before_fd], [], [], 0)[0]:
             return "the daemon ended before the new version could continue"
         return "" if said == ABLE else self._why(said, _START_S)
+
+    def wait_for_end_before(self, record: NodeRecord) -> int:
+        """Wait for the end of the daemon before. Returns its wait status."""
+        while True:
+            status, _ = status_of(self._before, record)
+            if status is not None:
+                return status
+            select.select([self._before_fd], [], [], _LOOK_AGAIN_S)
 
     def take_over(self, ended_at: float) -> str:
         """Have the successor continue. Returns why it does not; "" if it serves."""
         self.channel.send(GO + repr(ended_at).encode())
         said = self.channel.receive(_TAKEOVER_S)
         if said == SERVES:
-            os.close(self._errors)
+            self._close()
             return ""
         return self._why(said, _TAKEOVER_S)
 
@@ -181,16 +178,25 @@ class _Successor:
         """End the successor, unless it has ended. Called once, unless it serves."""
         self._end(0)
         self.channel.close()
+        self._close()
+
+    def _close(self) -> None:
         os.close(self._errors)
+        os.close(self._before_fd)
 
     def _end(self, seconds: float) -> int:
         """Wait up to `seconds` for the successor's end, then kill it. Returns its wait status."""
-        if self._status is None:
-            pidfd = os.pidfd_open(self.pid)
-            select.select([pidfd], [], [], seconds)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.close(pidfd)
-            self._status = os.waitpid(self.pid, 0)[1]
+        until = time.monotonic() + seconds
+        while self._status is None:
+            if time.monotonic() >= until:
+                os.kill(self.pid, signal.SIGKILL)
+                self._status = os.waitpid(self.pid, 0)[1]
+                break
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self._status = status
+            else:
+                time.sleep(_LOOK_AGAIN_S)
         return self._status
 
 

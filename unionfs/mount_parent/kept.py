@@ -67,6 +67,11 @@ class Child:
         self._received: list[int] = []  # descriptors for the next description
         self._leaves_for = ""  # the role of the next process, if this one leaves the mount to it
         self._signals: list[int] = []  # for that
+        self.due: float | None = None
+        """When another process is to continue the mount, by time.monotonic; None: a process serves it, or it is over.
+        Changed by `end` and `go_on`."""
+        self._status: int | None = None  # the wait status of the process that has ended, until it is judged
+        self._next = ("", "")  # the role of that process, and why it is to unmount
 
     @property
     def is_kept(self) -> bool:
@@ -134,33 +139,74 @@ class Child:
 
     def status(self) -> int | None:
         """Return the wait status of the process if it has ended; None: it has not, or threads of it are ending."""
+        record = None
         try:
-            if self._given is None:
-                ended, status = os.waitpid(self.pid, os.WNOHANG)
-                return status if ended else None
-            return status_of(self.pid, NodeRecord(self._given.record))[0]
+            with suppress(OSError):  # no memory; `end` meets that, too
+                record = NodeRecord(self._given.record) if self._given is not None else None
+            if record is not None:
+                return status_of(self.pid, record)[0]
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            return status if ended else None
         except (ChildProcessError, DamagedError):
             return 0
 
-    def go_on(self, status: int) -> None:
-        """Note that the process has ended, and if the mount continues, fork another one, whose pid is `pid` then.
-        Raises: OSError if that is impossible."""
-        given, history = self._given, self.history
-        if given is None or history is None or keeper.is_over(status):
+    def end(self, status: int) -> None:
+        """Note that the process has ended, with this wait status. If the mount goes on, another one is due."""
+        if self._given is None or self.history is None or keeper.is_over(status):
             self.let_go()
             return
+        self.history.died_at = self.due = time.monotonic()
+        self._status = status
+
+    def go_on(self) -> bool:
+        """Fork the process that is due: then `pid` is that one. If that is impossible, it is due again later, or the
+        mount ends. Returns whether there is a process. Raises: DamagedError."""
+        given, history = self._given, self.history
+        self.due = None
+        if given is None or history is None:
+            return False
+        try:
+            if self._status is not None and (pause_s := self._judge(given, history, self._status)):
+                self.due = time.monotonic() + pause_s
+                return False
+            self._fork(given, history, *self._next)
+        except OSError as error:
+            why = self._next[1] or history.not_started(error)
+            if why:
+                self._write_to_log(given, f"no daemon can continue ({why}): the mount ends")
+                self.let_go()
+            else:
+                self.due = time.monotonic() + history.pause_s
+            return False
+        return True
+
+    def _judge(self, given: _Given, history: DaemonHistory, status: int) -> float:
+        """Find out which process is due. Returns in how many seconds. Raises: OSError, DamagedError."""
         record = NodeRecord(given.record)
+        self._status = None
         role, self._leaves_for = self._leaves_for or DAEMON, ""
         if not os.WIFEXITED(status):
             role = DAEMON
-        history.died_at = time.monotonic()
+        died_at = history.died_at
         why = keeper.judge(history, status, record, "a keeper of its own")
+        history.died_at = died_at
         record.serve(0)  # no request causes a death before the first request
-        self._fork(given, history, "" if why else role, why)
+        self._next = ("" if why else role, why)
+        return 0.0 if why else history.pause_s
+
+    @staticmethod
+    def _write_to_log(given: _Given, text: str) -> None:
+        """Write a line as unionfs.log_lines has them, without a process that has this log."""
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')},000 ERROR {__name__}: {text}\n"
+        with suppress(OSError):
+            os.write(given.descriptors[-1], line.encode(errors="replace"))
 
     def _fork(self, given: _Given, history: DaemonHistory, role: str, why: str = "") -> None:
         """Fork a process that continues in a role; with the role "" it unmounts, for the reason `why`. Raises:
         OSError."""
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
         ours, theirs = keeper_channel.connected()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, keeper.FORWARDED)
         try:
@@ -171,8 +217,6 @@ class Child:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
-        if self.channel is not None:
-            self.channel.close()
         self.channel, self.is_ending = ours, False
         signals, self._signals = self._signals, []
         for number in signals:
@@ -191,6 +235,7 @@ class _Successor:
 
     def run(self, role: str, why: str) -> NoReturn:
         """Continue in the role (see Child._fork), and end this process."""
+        os.dup2(self._given.descriptors[-1], 2)
         status = DIED  # as a daemon that has failed to take over: there is another one, or the union is unmounted
         try:
             values = marshal.loads(self._given.values)
@@ -204,7 +249,11 @@ class _Successor:
                 _give_up(values, why)
             status = 0
         except BaseException:  # noqa: BLE001 - this process ends here
-            _logger().exception("the daemon ends because of a bug")
+            from unionfs import log_lines
+
+            log_lines.start(debug=False)
+            what = "the daemon ends because of a bug" if role else f"no daemon can continue ({why}); unmounting fails"
+            _logger().exception(what)
         finally:
             os._exit(status)
 

@@ -8,7 +8,7 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import Final
 
 from unionfs.fuse import keeper_channel
@@ -47,6 +47,7 @@ class Loop:
         self._children: dict[int, Child] = {}  # pidfd -> our daemon, or `first`
         self._channels: dict[int, Child] = {}  # descriptor of its channel -> a daemon that may send messages
         self._old: dict[int, int] = {}  # pidfd -> pid; of daemons whose threads wait for answers of the next one
+        self._late: list[Child] = []  # of which another process is due
         self._is_retired = False  # set once: it forks no further daemons
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
@@ -59,13 +60,12 @@ class Loop:
         while True:
             linger_s = until - monotonic()
             if self._is_retired:
-                if not any(child.is_kept for child in self._children.values()):
+                if not any(child.is_kept for child in (*self._children.values(), *self._late)):
                     return
-            elif not self._children and linger_s <= 0:
+            elif not self._children and not self._late and linger_s <= 0:
                 return
             ending = [pidfd for pidfd, child in self._children.items() if child.is_ending]
-            wait_ms = _LOOK_AGAIN_MS if ending else None if self._children else min(linger_s, _DAY_S) * 1000
-            ready = [fd for fd, _ in self._poll.poll(wait_ms)]
+            ready = [fd for fd, _ in self._poll.poll(self._wait_ms(bool(ending), linger_s))]
             for fd in ready:
                 if fd in self._channels:
                     self._hear(fd)
@@ -78,13 +78,25 @@ class Loop:
                     self._close(fd)
                 elif fd == self._listener.fileno() and not self._is_retired:
                     self._accept()
+            self._go_on()
+
+    def _wait_ms(self, is_ending: bool, linger_s: float) -> float | None:
+        """Return for how long nothing is to be done; None: for any time."""
+        if is_ending:
+            return _LOOK_AGAIN_MS
+        if self._late:
+            return max(0.0, min(child.due or 0.0 for child in self._late) - monotonic()) * 1000
+        return None if self._children else min(linger_s, _DAY_S) * 1000
 
     def _accept(self) -> None:
         """Fork a process for a client."""
         try:
             end, _ = self._listener.accept()
+        except ConnectionError:
+            return
         except OSError:
-            return  # the client has ended, or there is no free descriptor: others are closed soon
+            sleep(_LOOK_AGAIN_MS / 1000)  # there is no free descriptor: the client waits
+            return
         with end, suppress(OSError):
             try:
                 caller = identity.check_peer(end, self._own)
@@ -146,7 +158,7 @@ class Loop:
         self._poll.unregister(channel_fd)
 
     def _look_at(self, pidfd: int) -> None:
-        """Check whether a child has ended, and if so, continue its mount."""
+        """Check whether a child has ended, and whether another process is to continue its mount."""
         child = self._children[pidfd]
         before, status = child.pid, child.status()
         if status is None:
@@ -155,16 +167,26 @@ class Loop:
         for fd in [fd for fd, of in self._channels.items() if of is child]:
             child.take_messages()
             self._hear_no_more(fd)
-        try:
-            child.go_on(status)
-            if child.pid != before:
-                self._wait_for(child)
-        except Exception:  # noqa: BLE001 - no process, no descriptor, a damaged record: other mounts are to go on
-            child.let_go()
+        child.end(status)
         if is_reaped(before):
             self._close(pidfd)
         else:
             self._old[pidfd] = before
+        if child.due is not None:
+            self._late.append(child)
+
+    def _go_on(self) -> None:
+        """Fork the processes that are due."""
+        now = monotonic()
+        for child in [child for child in self._late if child.due is None or child.due <= now]:
+            self._late.remove(child)
+            try:
+                if child.go_on():
+                    self._wait_for(child)
+                elif child.due is not None:
+                    self._late.append(child)
+            except Exception:  # noqa: BLE001 - a damaged record; no descriptor for a daemon, which goes on unkept
+                child.let_go()
 
     def _close(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)
