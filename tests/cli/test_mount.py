@@ -95,6 +95,28 @@ def test_a_caller_whose_directory_has_gone(place: Place) -> None:
     assert (done.returncode, done.stderr) == (1, "unionfs: mount failed: No such file or directory\n")
 
 
+@pytest.mark.parametrize("parent", [False, True])
+def test_a_mount_that_lacks_descriptors_fails_before_it_is_ready(place: Place, *, parent: bool) -> None:
+    """A daemon could otherwise end a moment after the mount was reported, or be replaced again and again."""
+    shell = 'ulimit -n "$1"; shift; exec "$@"'
+    argv = [*place.user.unionfs_cmd, "mount", "--lower", place.path("low"), "--upper", place.path("up")]
+    env = {**place.user.env, "UNIONFS_LINGER": "1" if parent else "0"}
+    codes = set()
+    for number in range(8, 48, 3):
+        command = ["sh", "-c", shell, "sh", str(number), *argv, place.path("mnt")]
+        done = place.user.run(command, check=False, env=env)
+        codes.add(done.returncode)
+        if done.returncode == 0:
+            with daemon_of(place.path("mnt")):
+                assert place.user.run(["cat", place.path("mnt/file")]).stdout == "low"
+                assert place.user.unionfs("stats", place.path("mnt"), check=False).returncode == 0
+                place.user.unionfs("umount", place.path("mnt"))
+        else:
+            assert done.stderr.endswith("Too many open files\n"), number
+        assert mount_at(place.path("mnt")) is None
+    assert codes == {0, 1}
+
+
 def test_the_work_directory_is_made_beside_the_upper(place: Place) -> None:
     place.path("link").symlink_to("up")
     place.mount("--lower", "low", "--upper", "link")

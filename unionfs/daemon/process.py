@@ -48,6 +48,9 @@ _UPPER_IN_USE: Final = (
     "unless both are mounted with --watch"
 )
 
+_DESCRIPTORS: Final = 20
+"""For the connection, the record of nodes and its keeper, the control socket, threads, and a file of one request."""
+
 IN_FOREGROUND: Final = "itself: in the foreground"
 
 Warn = Callable[[str], None]
@@ -162,12 +165,17 @@ def _serve(options: DaemonOptions, ready: Warn, parent: Channel | None = None) -
     try:
         mountpoint = mounting.check_mountpoint(options.mountpoint, may_cover_union=options.may_cover_union)
         union = Union(options.union)
+        try:
+            _check_descriptors()
+        except OSError:
+            union.close()
+            raise
     except MountError as error:
         raise StartError(str(error), error.hint, error.errno or 0) from error
     except OptionError as error:
         raise StartError(f"mount failed: {options.mountpoint}: {error}", code=error.errno or 0) from error
     except OSError as error:
-        why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
         raise StartError(f"mount failed: {options.mountpoint}: {why}", code=error.errno or 0) from error
     try:
         if options.exclusive and union.upper_in_use:
@@ -176,6 +184,17 @@ def _serve(options: DaemonOptions, ready: Warn, parent: Channel | None = None) -
         _mount_and_serve(options, mountpoint, union, _notifier(options, union), ready, parent)
     finally:
         union.close()
+
+
+def _check_descriptors() -> None:
+    """Check that this process may open what a daemon opens after its branches: some of it only when the caller does not
+    wait any more. Raises: OSError with EMFILE or ENFILE."""
+    opened: list[int] = []
+    try:
+        opened.extend(os.eventfd(0) for _ in range(_DESCRIPTORS))
+    finally:
+        for fd in opened:
+            os.close(fd)
 
 
 def _notifier(options: DaemonOptions, union: Union) -> Notifier | None:
