@@ -103,7 +103,7 @@ def test_a_mount_that_lacks_descriptors_fails_before_it_is_ready(place: Place, *
     env = {**place.user.env, "UNIONFS_LINGER": "1" if parent else "0"}
     codes = set()
     for number in range(8, 48, 3):
-        command = ["sh", "-c", shell, "sh", str(number), *argv, place.path("mnt")]
+        command: list[str | Path] = ["sh", "-c", shell, "sh", str(number), *argv, place.path("mnt")]
         done = place.user.run(command, check=False, env=env)
         codes.add(done.returncode)
         if done.returncode == 0:
