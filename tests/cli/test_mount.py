@@ -99,17 +99,12 @@ def test_a_caller_whose_directory_has_gone(place: Place) -> None:
 def test_a_mount_that_lacks_descriptors_fails_before_it_is_ready(place: Place, *, parent: bool) -> None:
     """A daemon could otherwise end a moment after the mount was reported, or be replaced again and again."""
     shell = 'ulimit -n "$1"; shift; exec "$@"'
-    argv = [
-        *place.user.unionfs_cmd,
-        "mount",
-        "--lower",
-        *map(os.fspath, (place.path("low"), "--upper", place.path("up"))),
-    ]
+    low, up, mnt = (os.fspath(place.path(name)) for name in ("low", "up", "mnt"))
+    argv = [*place.user.unionfs_cmd, "mount", "--lower", low, "--upper", up, mnt]
     env = {**place.user.env, "UNIONFS_LINGER": "1" if parent else "0"}
     codes = set()
     for number in range(8, 48, 3):
-        command = ["sh", "-c", shell, "sh", str(number), *argv, os.fspath(place.path("mnt"))]
-        done = place.user.run(command, check=False, env=env)
+        done = place.user.run(["sh", "-c", shell, "sh", str(number), *argv], check=False, env=env)
         codes.add(done.returncode)
         if done.returncode == 0:
             with daemon_of(place.path("mnt")):
