@@ -105,6 +105,7 @@ class BranchControl:
 
     def _change(self, asked: dict[str, Any], fds: list[int]) -> None:
         calls = self._calls()
+        self._have_helper(calls)
         verb, path, at = asked.get("verb"), asked.get("path"), asked.get("at")
         if verb == "freeze" and isinstance(path, str):
             self._freeze(calls, os.fsencode(path))
@@ -240,13 +241,13 @@ class BranchControl:
 
         with _released(self.lock), suppress(EndedError):
             calls = self._calls()
+            self._have_helper(calls)
             calls.do(partial(self._notify_kernel, calls, stale))
             self._wait_until_notified(calls)
             log.info("the lowers are now %s", ", ".join(map(repr, self._union.options.lowers)))
 
     def _notify_kernel(self, calls: Calls, stale: list[Invalidation]) -> bool:
         """On the union's thread."""
-        self._start_helper()
         calls.begin_notifying()(stale)
         return False
 
@@ -297,17 +298,22 @@ class BranchControl:
             self._record.outdate()
         if self._traffic.view_offer is not None:
             self._traffic.view_offer.withdraw()
-        self._start_helper()
 
-    def _start_helper(self) -> None:
-        """On the union's thread."""
-        if not self._has_helper:
-            self._has_helper = True
-            helper = DeathHelper(self._connection)  # it aborts the connection where no other daemon would answer
-            if self._history is not None:
-                helper.keeper, helper.record = self._history.keeper, self._record
-                helper.parent = self._history.channel if self._history.is_parent else None
+    def _have_helper(self, calls: Calls) -> None:
+        """Before the first notification, start what aborts the connection where no other daemon would answer."""
+        if self._has_helper:
+            return
+        self._has_helper = True
+        helper = DeathHelper(self._connection)  # here, since unmounting its filesystem may take longer than a slice
+        if self._history is not None:
+            helper.keeper, helper.record = self._history.keeper, self._record
+            helper.parent = self._history.channel if self._history.is_parent else None
+
+        def start() -> bool:
             helper.start()
+            return False
+
+        calls.do(start)
 
     def _refuse_pointers(self, calls: Calls, branch: branches.Lower) -> None:
         """Raise RefusedError if objects of the upper depend on a branch."""

@@ -41,7 +41,7 @@ Lower = Branch
 Tell = Callable[[list[Invalidation]], None]
 
 _NO_NODE: Final = 0  # no node has this id
-_TOLD_AT_ONCE: Final = 256  # invalidations; making thousands would take longer than a slice
+_TOLD_AT_ONCE: Final = 256  # names that a slice tells the kernel of; thousands would take longer than a slice
 
 
 class _Looked(NamedTuple):
@@ -50,7 +50,8 @@ class _Looked(NamedTuple):
     child: Node
     found: Found | None  # the new stack's object under its name
     place: BranchDir | None  # where the child was then
-    leads: bool  # the result of `_leads_to`; False: it is called again when the directory is moved
+    leads: bool  # the result of `_leads_to`
+    stays: bool  # that result stays right while the child is where it was
 
 
 def lowers(union: Union) -> list[Branch]:
@@ -187,7 +188,9 @@ class Restack:
             if node.low is not None and node.low.tree is tree.lowers:
                 return
             if low is not None or node.upper is not None:
-                self._switch(node, low, known)
+                lost = self._switch(node, low, known)
+                yield from self._follow(node, lost)
+                names.difference_update(name for name, _ in lost)
                 yield from self._tell_of_names(node, names)
             elif node.parent is not None:
                 self._tell([self._lose_name(node, node.parent, node.name)])
@@ -217,8 +220,8 @@ class Restack:
         """Find out whether a name will lead to its child in the new stack, as far as that can be known now."""
         found = _find(low, name)
         if isinstance(child, FileNode) and child.links is not None:
-            return _Looked(child, found, None, False)
-        return _Looked(child, found, _place_of(child), self._leads_to(node, name, child, found))
+            return _Looked(child, found, None, leads=False, stays=False)
+        return _Looked(child, found, _place_of(child), self._leads_to(node, name, child, found), stays=True)
 
     def _tell_of_names(self, node: DirNode, names: set[bytes]) -> Iterator[None]:
         """Have the kernel look up again names that may have appeared in a directory."""
@@ -227,30 +230,50 @@ class Restack:
             self._tell([Invalidation(node.nodeid, name) for name in pending[first : first + _TOLD_AT_ONCE]])
             yield
 
-    def _switch(self, node: DirNode, low: LowDir | None, known: dict[bytes, _Looked]) -> None:
-        """Let a directory show its new stack from now on. `known`: the results for its children."""
+    def _switch(self, node: DirNode, low: LowDir | None, known: dict[bytes, _Looked]) -> list[tuple[bytes, Node]]:
+        """Let a directory show its new stack from now on. `known`: the results for its children. Returns the
+        children that have lost their names, for `_follow`.
+
+        Done at once for all children, so as little as possible is done here for each.
+        """
         tree, old = self._tree, node.low
         if old is not None and low is not None and _is_same(old, low):
             old.tree, old.parent = tree.lowers, low.parent  # it keeps its remembered names
             if node.parent is None:
                 tree.lowers.root = old
-            return
+            return []
         if node.order is not None:
             tree.cache.grow(node, -len(node.order.names))
         node.low, node.order, node.subdirs, node.shown_as, node.no_xattrs = low, None, -1, None, False
-        stale = [Invalidation(node.nodeid, b"", data=True)]
+        lost: list[tuple[bytes, Node]] = []
         for name, child in list(node.children.items()):
             looked = known.get(name)
             if looked is None or looked.child is not child:
-                looked = _Looked(child, _find(low, name), None, False)
-            elif looked.leads and looked.place is _place_of(child):
-                continue
-            if not self._leads_to(node, name, child, looked.found):
-                stale.append(self._lose_name(child, node, name))
+                leads = self._leads_to(node, name, child, _find(low, name))
+            elif looked.stays and looked.place is _place_of(child):
+                leads = looked.leads
+            else:
+                leads = self._leads_to(node, name, child, looked.found)
+            if not leads:
+                self._cut(child, node, name)
+                lost.append((name, child))
         if tree.watcher is not None:
             tree.watcher.seen.pop(node.nodeid, None)
             tree.watcher.watch(node)
-        self._tell(stale)
+        self._tell([Invalidation(node.nodeid, b"", data=True)])
+        return lost
+
+    def _follow(self, node: DirNode, lost: list[tuple[bytes, Node]]) -> Iterator[None]:
+        """Do what remains to be done for children that were cut from their names, in slices."""
+        tree = self._tree
+        for first in range(0, len(lost), _TOLD_AT_ONCE):
+            yield
+            some = lost[first : first + _TOLD_AT_ONCE]
+            self._tell([Invalidation(node.nodeid, name, child.nodeid) for name, child in some])
+            for _, child in some:
+                if tree.nodes.find(child.nodeid) is child:  # it may have been forgotten since
+                    tree.nodes.renamed(child)
+                    tree.drop_unused(child)
 
     def _leads_to(self, parent: DirNode, name: bytes, child: Node, found: Found | None) -> bool:
         """Whether the name still leads to the child, given what the new stack of `parent` has under it."""
@@ -299,7 +322,15 @@ class Restack:
     def _lose_name(self, node: Node, parent: DirNode, name: bytes) -> Invalidation:
         """Take a name from its node, since it now leads to another object or to none. Returns the invalidation for the
         kernel."""
-        tree, stale = self._tree, Invalidation(parent.nodeid, name, node.nodeid)
+        stale = Invalidation(parent.nodeid, name, node.nodeid)
+        self._cut(node, parent, name)
+        self._tree.nodes.renamed(node)
+        self._tree.drop_unused(node)
+        return stale
+
+    def _cut(self, node: Node, parent: DirNode, name: bytes) -> None:
+        """Take a name from its node, which no request finds by it from now on."""
+        tree = self._tree
         if isinstance(node, FileNode) and (node.links is None or not node.links.others):
             tree.nodes.unregister_inode(node)
             if not node.is_up:
@@ -311,9 +342,6 @@ class Restack:
             self._lost.append(node)
         if tree.watcher is not None and (isinstance(node, DirNode) or node.is_dead):
             tree.watcher.forget(node.nodeid)
-        tree.nodes.renamed(node)
-        tree.drop_unused(node)
-        return stale
 
     def _leave(self, branch: Branch) -> Iterator[None]:
         """Close a removed branch, now or when the last node that is in it is forgotten."""

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from time import monotonic
-from typing import Final
 
 from unionfs.core import lookup
+from unionfs.core.branches import SLICE_S
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.union import Union
-
-_SLICE_S: Final = 0.004
 
 
 class KeptNumbers:
@@ -32,7 +30,7 @@ class KeptNumbers:
         inodes = self._tree.inodes
         before, inodes.kept = inodes.kept, {}
         try:
-            until = monotonic() + _SLICE_S
+            until = monotonic() + SLICE_S
             if any(monotonic() > until for _ in self._steps):
                 return True
         finally:
