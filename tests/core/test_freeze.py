@@ -6,7 +6,9 @@ Random sequences with freezes run in test_against_model.
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -93,7 +95,28 @@ def test_the_next_union_has_what_was_frozen(tmp_path: Path) -> None:
     names = sorted(line.name for line in again.readdir(1, 2))
     assert names == [b"a", b"n0", b"n1", b"n2", b"x"]
     again.close()
+    there = tmp_path / "work/frozen"
+    links = {path: os.readlink(path) for path in there.iterdir()}
+    shutil.rmtree(there)
+    there.write_bytes(b"frozen3\0frozen2\0frozen1\0")
+    assert "replace it by a directory with the links 00000001, 00000002" in _why_not(options)
+    there.unlink()
+    there.mkdir()
+    for number, name in enumerate(("frozen1", "frozen2", "frozen3"), 1):  # as the error says
+        (there / f"{number:08}").symlink_to(name)
+    assert {path: os.readlink(path) for path in there.iterdir()} == links
+    Union(options).close()
     stack.finish()
+
+
+def _why_not(options: Options) -> str:
+    """Why a union cannot be opened. What it had opened is closed with its objects, which refer to each other."""
+    with pytest.raises(OptionError) as refused:
+        Union(options)
+    why = str(refused.value)
+    del refused
+    gc.collect()
+    return why
 
 
 def test_only_a_frozen_branch_itself_has_a_record_of_its_names(tmp_path: Path) -> None:

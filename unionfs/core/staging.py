@@ -45,6 +45,10 @@ _LIVE: Final = b"live-"
 _SPARE: Final = b"spare"
 INDEX: Final = b"index"
 FROZEN: Final = b"frozen"
+_OLD_LIST: Final = (
+    "its file 'frozen' is a list of a version before 0.1.0; replace it by a directory with the links 00000001, "
+    "00000002 and so on to the names in the file, the last name first"
+)
 PARTIAL: Final = b"partial"
 
 
@@ -84,6 +88,7 @@ class Staging:
         lock = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root.fd())
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # or a sweep would remove a directory made but not yet locked
+            self.frozen = read_frozen(root.fd())  # topmost first; changed by add_frozen and drop_frozen only
             self._sweep()
             name = _LIVE + b"%d-%s" % (os.getpid(), os.urandom(4).hex().encode())
             self.here = self._make(name)
@@ -96,7 +101,6 @@ class Staging:
                 os.mkdir(INDEX, 0o700, dir_fd=root.fd())
             # Every daemon makes and removes a directory in it, which changes its mtime.
             self._opened_ns = os.stat(lock).st_mtime_ns
-            self.frozen = read_frozen(root.fd())  # topmost first; changed by add_frozen and drop_frozen only
         finally:
             os.close(lock)
         self.index = root.child(INDEX)
@@ -338,6 +342,8 @@ def _frozen_links(root_fd: int) -> list[tuple[bytes, bytes]]:
         fd = os.open(FROZEN, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
     except FileNotFoundError:
         return []
+    except NotADirectoryError:
+        raise NotADirectoryError(errno.ENOTDIR, _OLD_LIST, os.fsdecode(FROZEN)) from None
     try:
         entries = [os.fsencode(entry) for entry in os.listdir(fd) if entry.isdecimal()]
         return [(entry, os.readlink(entry, dir_fd=fd)) for entry in entries]

@@ -202,7 +202,7 @@ class UnionState(DataFiles):
             staging = Staging(work, self.fds, upper)
         except OSError as exc:
             code = exc.errno or errno.EIO
-            raise OptionError(code, f"cannot write in the work directory {work}: {os.strerror(code)}") from None
+            raise OptionError(code, f"cannot write in the work directory {work}: {exc.strerror}") from None
         path = proc_path(staging.fd())
         try:
             os.setxattr(path, _PROBE_XATTR, b"y")
