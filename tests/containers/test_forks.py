@@ -359,6 +359,22 @@ def test_some_paths_and_hard_links(world: World) -> None:
     assert world.shown("a")["f"] == ("file", 0o644, "1")
 
 
+def test_attributes_of_a_directory_are_made_again_on_top(world: World) -> None:
+    """No file is copied because the fork has a directory whose mode the parent has changed, or the same file."""
+    world.make("a", *_BASE)
+    world.fork("a", "b")
+    world.edit("b", "+d/x=1", "+d/new=1", "d/e:711", "+f=2")
+    world.edit("a", "d:700", "d/e:711", "+f=2", "+d/y=2")
+    expected = merged(look(world.plain("b")), look(world.plain("a")), look(world.base))
+    assert not merge.merge(world.find("b"), world.find("a"), keep=True).copied
+    assert world.shown("a") == expected
+    one, fork = world.find("a"), world.find("b")
+    made = one.config.rootfs.lowers[0]
+    assert look(Path(made)) == {"d": ("dir", 0o700, "")}
+    assert one.config.rootfs.lowers[1] == fork.config.rootfs.lowers[0]
+    world.check("b")
+
+
 @pytest.mark.parametrize("stays", ["", "keep", "forked"])
 def test_files_are_moved_if_the_fork_is_removed(world: World, stays: str) -> None:
     """They keep inode and number of names; copies are made if the fork, or a fork of it, still needs them."""
@@ -397,8 +413,8 @@ def test_no_space_in_the_middle_of_a_merge(tmp_path: Path, kind: Literal["tmpfs"
         world = World(tmp_path, small / "root")
         world.make("a", *_BASE)
         world.fork("a", "b")
-        world.edit("b", "-g", *(f"+d/{number}={str(number) * MIB}" for number in range(3)))
-        world.edit("a", "d:700", "+d/y=of the parent")
+        world.edit("b", "-g", "-f", *(f"+d/{number}={str(number) * MIB}" for number in range(3)))
+        world.edit("a", "-f", "+d/y=of the parent")
         expected = merged(look(world.plain("b")), look(world.plain("a")), look(world.base))
         refused = []
         for leave in (0, *(4096 << number for number in range(0, 12, 2)), 3 * MIB):
@@ -497,7 +513,7 @@ def _killed_at(number: int, body: Callable[[], object]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
 
 
-@pytest.mark.parametrize("parent", ["+d/y=2", "d:700"], ids=["shared", "copied"])
+@pytest.mark.parametrize("parent", ["+d/y=2", "d:700", "-g"], ids=["shared", "repeated", "copied"])
 def test_a_merge_that_is_killed(world: World, parent: str) -> None:
     world.make("a", *_BASE)
     world.fork("a", "b")

@@ -104,30 +104,44 @@ def _words(change: Change) -> str:
     return _WORDS.get(change.kind) or f"changed ({', '.join(change.what)})"
 
 
-def can_lie_on_top(fork: Branches, parent: Iterable[Change]) -> bool:
-    """Whether the fork's own branches can be put on top of the parent's: none of them has an entry, changed or only
-    copied up, that would hide one of the parent's changes."""
+def hidden(fork: Branches, theirs: Iterable[Change], parent: Iterable[Change]) -> list[Change] | None:
+    """The changes of the parent that must be made again on top if the fork's own branches are put on the parent's: of
+    the attributes of directories which the fork has, too, and has not changed. None: the fork's branches have entries,
+    changed or only copied up, that would hide other changes. Precondition: nothing conflicts."""
     top: Stack = tuple(BranchPath(branch, b"") for branch in range(fork.own))
-    known: dict[bytes, Stack | None] = {b"": top}
+    known: dict[bytes, Stack] = {b"": top}
+    equal = {change.path: change.new for change in own(theirs)}  # where the parent has changed the same path
+    again = []
     for change in own(parent):
-        names = change.path[1:].split(b"/")
-        if names == [b""]:  # the mode of the root
-            return False
-        path, stack = b"", top
-        for at, name in enumerate(names):
-            path = path + b"/" + name
-            is_last = at == len(names) - 1
-            if is_last or path not in known:
-                below = _own_entry(fork, stack, name)
-                if below is None or (is_last and below):
-                    return False
-                if not is_last:
-                    known[path] = below
-            found = known.get(path, ())
-            if is_last or not found:
-                break
-            stack = found
-    return True
+        above_it, _, name = change.path.rpartition(b"/")
+        if not name:  # the mode of the root
+            return None
+        stack = _own_directories(fork, above_it, known)
+        below = _own_entry(fork, stack, name) if stack is not None else None
+        new, same = change.new, equal.get(change.path)
+        if below is None:
+            if stack is None or same is None or same.is_dir:
+                return None
+        elif below:
+            if new is None or not new.is_dir:
+                return None
+            if same is None:
+                again.append(change)
+    return again
+
+
+def _own_directories(fork: Branches, path: bytes, known: dict[bytes, Stack]) -> Stack | None:
+    """The directories of the fork's own branches at a path, as of `_own_entry`. `known`: those of some paths; grows."""
+    if path in known:
+        return known[path]
+    above_it, _, name = path.rpartition(b"/")
+    stack = _own_directories(fork, above_it, known)
+    if not stack:
+        return stack
+    found = _own_entry(fork, stack, name)
+    if found is not None:
+        known[path] = found
+    return found
 
 
 def _own_entry(fork: Branches, stack: Stack, name: bytes) -> Stack | None:

@@ -13,6 +13,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from itertools import groupby
 from typing import Final
 
 from unionfs import markers
@@ -23,9 +24,11 @@ from unionfs.changes.owners import Owner
 from unionfs.changes.stage import set_attributes
 from unionfs.core.copydata import Copy
 from unionfs.trees.open_beneath import open_beneath
+from unionfs.write_all import write_all
 
 _DEFAULT_ACL: Final = "system.posix_acl_default"
 _CANNOT_LINK: Final = (errno.EXDEV, errno.EMLINK, errno.EPERM)
+_BLOCK: Final = 4096  # no filesystem has smaller holes in files that have data, too
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Prepare = Callable[[bytes], None]
@@ -80,33 +83,39 @@ class BranchFiles:
 
     def make(self, prepare: Prepare, make: Make) -> bool:
         """Make the files; the function `make` makes those that can be neither linked nor copied by this class. Returns
-        whether data were copied by this class. Raises OSError."""
+        whether data were copied by this class. Raises OSError. Precondition: others cannot look anything up in the
+        branch."""
         root_fd = os.open(self._upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._todo.sort(key=lambda change: change.path.rpartition(b"/")[0])  # so each directory is opened once
-        directory, dir_fd, inherits, has_copied = None, -1, False, False
+        has_copied = False
+        umask = os.umask(0)  # files are made with their modes
         try:
-            for change in self._todo:
-                assert change.new is not None
-                above, _, name = change.path.rpartition(b"/")
-                if above != directory:
-                    prepare(above)
-                    if dir_fd >= 0:
-                        os.close(dir_fd)
-                        dir_fd = -1
-                    dir_fd = open_beneath(root_fd, above[1:], os.O_RDONLY | os.O_DIRECTORY)
-                    directory, inherits = above, _DEFAULT_ACL in os.listxattr(dir_fd)
-                if self._is_given_up(change.new) and self._link(change.new, dir_fd, name):
-                    continue
-                if self._can_copy(change.new):
-                    self._copy(change.new, dir_fd, name, inherits=inherits)
-                    has_copied = True
-                else:
-                    make(change.path, change.new)
+            for above, changes in groupby(self._todo, lambda change: change.path.rpartition(b"/")[0]):
+                prepare(above)
+                dir_fd = open_beneath(root_fd, above[1:], os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    here = _Directory(dir_fd, _DEFAULT_ACL in os.listxattr(dir_fd))
+                    for change in changes:
+                        has_copied |= self._make_one(change, here, make)
+                finally:
+                    os.close(dir_fd)
         finally:
-            if dir_fd >= 0:
-                os.close(dir_fd)
+            os.umask(umask)
             os.close(root_fd)
         return has_copied
+
+    def _make_one(self, change: Change, here: _Directory, make: Make) -> bool:
+        """Returns whether data were copied here."""
+        new = change.new
+        assert new is not None
+        name = change.path.rpartition(b"/")[2]
+        if self._is_given_up(new) and self._link(new, here.fd, name):
+            return False
+        if self._can_copy(new):
+            self._copy(new, here, name)
+            return True
+        make(change.path, new)
+        return False
 
     def _link(self, new: Object, dir_fd: int, name: bytes) -> bool:
         """Give a file of the fork a name in the new branch. Returns False if that is not possible."""
@@ -124,26 +133,45 @@ class BranchFiles:
             return False
         return True
 
-    def _copy(self, new: Object, dir_fd: int, name: bytes, *, inherits: bool) -> None:
-        """Copy a file of the fork. `inherits`: files that are made in its directory get an ACL."""
+    def _copy(self, new: Object, here: _Directory, name: bytes) -> None:
+        mode = stat.S_IMODE(new.mode)
         source = self._fork.open_data(new.data)
         try:
-            target = os.open(name, _NEW, 0o600, dir_fd=dir_fd)
+            target = os.open(name, _NEW, mode & 0o777, dir_fd=here.fd)
             try:
-                st, made = os.fstat(source), os.fstat(target)
-                if st.st_size:
+                st = os.fstat(source)
+                if st.st_size > _BLOCK:
                     Copy(source, target, st.st_size).run()
+                elif st.st_size:  # it has no holes
+                    write_all(target, os.read(source, st.st_size))
                 if new.data != new.place:
                     xattrs = self._fork.xattrs(new.place)
                 else:
                     xattrs = fd_xattrs(source) if os.listxattr(source) else {}
-                mode, times = stat.S_IMODE(new.mode), (st.st_atime_ns, new.mtime_ns)
-                if xattrs or inherits or (made.st_uid, made.st_gid) != (new.uid, new.gid):
+                times = (st.st_atime_ns, new.mtime_ns)
+                if xattrs or here.has_acl or here.owner_of_new(target) != (new.uid, new.gid):
                     set_attributes(target, Owner(new.uid, new.gid), mode, xattrs, times)
                 else:  # the same in fewer system calls
-                    os.fchmod(target, mode)
+                    if mode & ~0o777:  # write(2) may have cleared these
+                        os.fchmod(target, mode)
                     os.utime(target, ns=times)
             finally:
                 os.close(target)
         finally:
             os.close(source)
+
+
+class _Directory:
+    """A directory of the new branch."""
+
+    def __init__(self, fd: int, has_acl: bool) -> None:
+        self.fd = fd  # immutable
+        self.has_acl = has_acl  # immutable: files that are made in it get an ACL
+        self._owner: tuple[int, int] | None = None
+
+    def owner_of_new(self, fd: int) -> tuple[int, int]:
+        """The owner and group of files that are made in it. `fd`: one that was just made."""
+        if self._owner is None:
+            st = os.fstat(fd)
+            self._owner = st.st_uid, st.st_gid
+        return self._owner

@@ -1,8 +1,9 @@
 """Merge a fork into the container that it was forked from, or into another one on the same branches.
 
 The changes of both since their common branches are compared (changes.merging). If the fork's branches hide nothing that
-the parent has changed, they become lowers of the parent, on top of its own: no file is copied. Otherwise, or for some
-paths only, the wanted changes are made in a new branch (containers.replay).
+the parent has changed, they become lowers of the parent, on top of its own: no file is copied. If they hide attributes
+of directories only, a further branch on top of them has these as the parent has them. Otherwise, or for some paths
+only, the wanted changes are made in a new branch (containers.replay).
 
 The merge happens when the parent's record is written, once, by a rename: before that the parent is unchanged,
 afterwards it has all changes. If the command is killed after that, the same command completes the merge. A parent that
@@ -14,13 +15,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from unionfs.changes import compare, listing
 from unionfs.changes import record as change_records
 from unionfs.changes.listing import Change, Changes
-from unionfs.changes.merging import Conflict, above, can_lie_on_top, conflicts, is_passage
+from unionfs.changes.merging import Conflict, above, conflicts, hidden, is_passage
 from unionfs.changes.merging import own as without_passages
 from unionfs.changes.objects import Branches, BranchPath, Object
 from unionfs.containers import diff, freeze, pause
@@ -200,10 +201,10 @@ class _Merge:
         self.above_fork: Final = (fork.upper, *above_fork) if dry_run else above_fork
         self.above_parent: Final = (parent.upper, *above_parent) if dry_run else above_parent
         self.base: Final = lowers[len(above_fork) :]
+        self.missing: Final = [path for path in self.above_fork if path not in self.above_parent]
 
     def run(self) -> Merged:
-        missing = [path for path in self.above_fork if path not in self.above_parent]
-        if not missing:  # nothing was changed, or an earlier merge was killed after it had been recorded
+        if not self.missing:  # nothing was changed, or an earlier merge was killed after it had been recorded
             self.show()
             return Merged([], [], copied=False, fork_stays=True)
         staging = os.path.join(self.parent.directory, _STAGING)
@@ -221,7 +222,8 @@ class _Merge:
         if not self.dry_run and (merged.changes or not told.copied):
             if not told.copied:
                 note_mountpoints(self.parent, mountpoints(self.fork))
-            self.record(missing if not told.copied else [self.place(staging)])
+            made = [self.place(staging)] if os.path.lexists(staging) else []
+            self.record(made if told.copied else [*made, *self.missing])
             self.show()
         self.clear(staging)
         return merged
@@ -265,11 +267,16 @@ class _Merge:
                 wanted = [one for one in wanted if not left & {one.path, *above(one.path)}]
             is_whole = not self.paths and not found
             root = any(one.path == b"/" for one in theirs.changes)
-            copied = not (is_whole and not root and self.can_share and can_lie_on_top(fork, ours))
+            again = hidden(fork, theirs.changes, ours) if is_whole and not root and self.can_share else None
+            copied = again is None
+            why = ""
             if copied and not self.dry_run:
-                changed = {change.path for change in ours}
-                if why := self.replay(staging, fork, theirs, wanted, changed):
-                    return _Told(why=why)
+                why = self.copy(staging, fork, theirs, wanted, {change.path for change in ours})
+            elif again and not self.dry_run:
+                with self.opened(self.above_parent) as parent:
+                    why = self.repeat(staging, parent, again)
+            if why:
+                return _Told(why=why)
         return _Told(without_passages(wanted), found, copied)
 
     def opened(self, above_base: Sequence[str]) -> Branches:
@@ -312,11 +319,30 @@ class _Merge:
             or (is_passage(one) and any(one.path in above(path) for path in self.paths))
         ]
 
-    def replay(
+    def copy(
         self, staging: str, fork: Branches, theirs: Changes, wanted: list[Change], changed: Collection[bytes]
     ) -> str:
         """Make the changes in a new branch. `changed`: paths that the parent has changed. Returns why it is not
         possible, or ""."""
+        given_up = {at for at, path in enumerate(self.above_fork) if path in self.given_up}
+        return self.replay(staging, (), fork, wanted, theirs.unchanged_links, given_up, changed)
+
+    def repeat(self, staging: str, parent: Branches, again: list[Change]) -> str:
+        """Make changes of the parent in a new branch, on top of the fork's branches. Returns as `copy`."""
+        return self.replay(staging, self.missing, parent, again, {}, (), ())
+
+    def replay(
+        self,
+        staging: str,
+        lowers: Sequence[str],
+        source: Branches,
+        changes: list[Change],
+        links: Mapping[tuple[int, int], bytes],
+        given_up: Collection[int],
+        changed: Collection[bytes],
+    ) -> str:
+        """Make changes in a new branch, on top of `lowers` and the parent's. `links`, `given_up` and `changed`: for
+        containers.replay and branch_files. Returns as `copy`."""
         from unionfs.containers.branch_files import BranchFiles  # late: these import most of the core
         from unionfs.containers.replay import replay
         from unionfs.core.union import Union
@@ -327,14 +353,13 @@ class _Merge:
         for name in ("upper", "work"):
             os.mkdir(os.path.join(staging, name), 0o755)
         try:
-            options = union_options(self.parent, self.parent.branches, staging, FUSE)
+            options = union_options(self.parent, (*lowers, *self.parent.branches), staging, FUSE)
             union = Union(options._replace(keeps_umask=True))
         except OptionError as error:
             return str(error)
         try:
-            given_up = {at for at, path in enumerate(self.above_fork) if path in self.given_up}
-            new_files = BranchFiles(os.path.join(staging, "upper"), fork, given_up, changed)
-            replay(union, fork, wanted, theirs.unchanged_links, new_files)
+            new_files = BranchFiles(os.path.join(staging, "upper"), source, given_up, changed)
+            replay(union, source, changes, links, new_files)
         finally:
             union.close()
         frozen_names.record(os.path.join(staging, "upper"))
