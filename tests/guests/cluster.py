@@ -253,5 +253,6 @@ def test_the_epilog_ends_what_a_killed_step_has_left(ordinary_user: User, scratc
     assert (done.returncode, done.stderr) == (0, "")
     started.communicate(timeout=limit(30))
     assert not job.exists()
+    ordinary_user.end_servers()
     assert _wait_for(lambda: processes_of(ordinary_user.name) == {})
     assert os.listdir(containers) == [".lock"]
