@@ -57,7 +57,7 @@ class Unpacked:
 
 
 class Described(NamedTuple):
-    """The metadata of a directory, as its entry has it."""
+    """The metadata that an entry gives a directory."""
 
     mode: int
     uid: int

@@ -52,7 +52,7 @@ def _has_changed(value: bytes, lower: LayerPath) -> bool:
 
 
 def _data_bytes(place: LayerPath, size: int) -> int:
-    """Count the bytes of a file that are no holes (lseek(2)), or what is allocated if it cannot be opened to read."""
+    """Count the bytes of a file outside its holes (lseek(2)), or its allocated bytes if it cannot be opened to read."""
     fd = place.branch.open_path(place.path)
     found, at = 0, 0
     try:

@@ -39,7 +39,7 @@ def _run(argv: list[str]) -> int:
             os.write(1, f"{version.text()}\n".encode())
             return 0
         except OSError:
-            pass  # told below
+            pass  # entry.main tries again, and reports the error
     if mounts_in_background(argv[0], argv[1:]):
         from unionfs.mount_parent import client
 

@@ -126,7 +126,7 @@ class LayerIndex:
         return len(self.kind)
 
     def kind_of(self, record: int) -> int:
-        """The kind as `entry` has it."""
+        """The kind in `entry` of a record."""
         code: int = self.kind[record]
         return code << _FORMAT if code > 0 else code
 

@@ -131,7 +131,7 @@ class TreeIndex:
         return bool(self.record_of[entry] == IMPLIED)
 
     def layer_entry(self, entry: int) -> Entry:
-        """The entry as its layer has it."""
+        """The entry in its layer."""
         if self.is_implied(entry):
             return Entry((), DIRECTORY, 0o755)
         return self.layers[self.layer_of[entry]].entry(self.record_of[entry])

@@ -26,14 +26,14 @@ _NOT_FORWARDED = {
     *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
 }
 _LISTENER = """
-import os, signal
+import os, signal, time
 def note(number, frame):
     os.write(1, b"%d\\n" % number)
 for number in signal.valid_signals() - {9, 19, 17}:
     signal.signal(number, note)
 os.write(1, b"ready\\n")
 while True:
-    signal.pause()
+    time.sleep(0.1)  # signal.pause would miss a signal that comes just before it
 """
 _COUNTER = "(while :; do echo child; sleep 0.05; done) & while :; do echo parent; sleep 0.05; done"
 

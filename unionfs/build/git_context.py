@@ -1,4 +1,4 @@
-"""A git repository as a context: `URL[#REF[:DIRECTORY]]`, as docker and podman have it, fetched by git(1).
+"""A git repository as a context: `URL[#REF[:DIRECTORY]]`, as for docker and podman, fetched by git(1).
 
 The repository and its server are untrusted. Git runs without the configuration, hooks and credentials of this machine,
 over http, https and git only; submodules are not fetched, and neither filters nor other programs of the repository run.

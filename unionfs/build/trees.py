@@ -48,7 +48,7 @@ class Tree(Protocol):
         """The object at a resolved path."""
 
     def children(self, path: Path) -> list[TreeObject]:
-        """The content of a directory, sorted by name, without what is excluded."""
+        """The content of a directory, sorted by name, without excluded names."""
 
     def walk(self, path: Path) -> Iterator[TreeObject]:
         """The object at a resolved path, then all objects below it, each directory before its content."""

@@ -306,7 +306,7 @@ class _Check:
             self.problem(path, f"it would belong to {owner.uid}:{owner.gid}", privilege=True)
 
     def built(self, change: Change, owner: Owner) -> None:
-        """Whether the process may make this object, and what it costs."""
+        """Check that the process may make this object, and add up its cost."""
         new = change.new
         assert new is not None
         if new.sealed:
@@ -383,7 +383,7 @@ class _Check:
             fd = self.branches.dir_fd(here)
             mine = st.st_uid == os.geteuid()
             if names and not mine and not os.access(b".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
-                self.problem(shown, "no permission to remove what is in it", privilege=True)
+                self.problem(shown, "no permission to remove its content", privilege=True)
             for name in names:
                 inner = os.stat(name, dir_fd=self.branches.dir_fd(here), follow_symlinks=False)
                 if stat.S_ISDIR(inner.st_mode):

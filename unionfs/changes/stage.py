@@ -182,7 +182,7 @@ class Stage:
             self.links[key] = rel
 
     def link(self, source: Object, key: tuple[int, int], place: BranchPath, name: bytes) -> bool:
-        """Make the new name a link of the same file, if another name of it was built or stayed as it was."""
+        """Make the new name a link of the same file, if another name of it was built or is unchanged."""
         first = self.links.get(key) or self.one_that_stays(source, key)
         if first is None:
             return False

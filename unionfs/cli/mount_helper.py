@@ -117,7 +117,7 @@ def _parse(argv: list[str]) -> _Request:
 
 
 _QUOTED_VALUE: Final = re.compile(r'([^,="\\]*=)"([^"]*)"(?:,|$)')
-"""An option whose whole value is quoted, as mount(8) has it for context=; a quote anywhere else is part of a path."""
+"""An option whose whole value is quoted, as mount(8) writes context=; a quote anywhere else is part of a path."""
 
 
 def split_options(text: str) -> Iterator[str]:

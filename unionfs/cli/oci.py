@@ -392,4 +392,4 @@ def _add_simple(commands: Any) -> None:
     parser = commands.add_parser("list", help="list containers", allow_abbrev=False)
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
     parser.add_argument("-q", "--quiet", action="store_true", help="ids only")
-    commands.add_parser("features", help="print what this runtime has, as JSON", allow_abbrev=False)
+    commands.add_parser("features", help="print the features of this runtime as JSON", allow_abbrev=False)

@@ -36,7 +36,7 @@ _WAITS: Final = {
     "blocked": "for copy-ups of others",
     "disk": "for disks and threads",
 }
-"""The fields of a row, and what they are called."""
+"""The fields of a row and their headings."""
 
 
 def main(argv: list[str]) -> int:

@@ -111,7 +111,7 @@ class _Replay:
         return at
 
     def parent(self, path: bytes) -> int:
-        """The node of the directory above a path, which is made as the fork has it if it is missing."""
+        """Return the node of the directory above a path. A missing one is made with the fork's attributes."""
         above = path.rpartition(b"/")[0]
         there = self.find(above)
         if there is not None and stat.S_ISDIR(there.attrs.mode):
@@ -124,7 +124,7 @@ class _Replay:
         return made.nodeid
 
     def bring_up(self, path: bytes) -> None:
-        """Let a directory be in the upper: made as the fork has it if it is missing, else copied up."""
+        """Bring a directory into the upper: a missing one is made with the fork's attributes, another is copied up."""
         nodeid = self.parent(path + b"/")
         self.union.setattr(nodeid, AttrChange(mtime_ns=self.union.getattr(nodeid).mtime_ns))
 

@@ -234,7 +234,7 @@ class Reporter:
 
     @staticmethod
     def _branches(control: BranchControl, client: socket.socket, question: dict[str, Any], fds: list[int]) -> None:
-        """List the branches, after the change that is asked for, if any."""
+        """Make the change that the question names, if any; then list the branches."""
         try:
             if question["ask"] == "change":
                 control.change(question, fds)

@@ -276,7 +276,7 @@ def abort(tree: UnionState, job: CopyUp | Fill) -> None:
 
 
 def commit(tree: UnionState, job: CopyUp | Fill) -> None:
-    """Make the copy the node's object. Raises OSError with everything as it was before.
+    """Make the copy the node's object. Raises OSError with nothing changed.
 
     Another request may have copied the node up, renamed it or removed its last name since `begin`.
     """

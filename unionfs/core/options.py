@@ -52,7 +52,7 @@ class _Options(NamedTuple):
     fds_limit: int | None = None  # descriptors cached at most; None: a part of what RLIMIT_NOFILE leaves
     passthrough: bool = False  # the kernel itself reads and writes the branches' files; needs CAP_SYS_ADMIN
     metacopy: bool = False  # a change of attributes or names alone copies no data up, where they cannot be shared
-    partial_from: int = 0  # a write to a lower file of so many bytes copies only the blocks it changes; 0: never
+    partial_from: int = 0  # size from which a write to a lower file copies only the blocks it changes; 0: never
     keeps_umask: bool = False  # the process's umask is never changed; `Caller.umask` must be that umask
 
 

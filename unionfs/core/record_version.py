@@ -10,7 +10,7 @@ _READABLE: Final = (2,)
 """Versions that this program reads and continues with."""
 
 WRITTEN: Final = _NAME | 2 << _SHIFT
-"""What this program writes."""
+"""The first word of a record that this program writes."""
 
 
 def why_not_readable(word: int) -> str:

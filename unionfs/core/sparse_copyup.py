@@ -21,7 +21,7 @@ from unionfs.core.union_state import UnionState, refuse
 from unionfs.partial_record import Record
 
 SPARSE_FROM: Final = 64 << 10
-"""Files of so many bytes are copied up without data if only their attributes or names change."""
+"""Bytes: files of at least that size are copied up without data if only their attributes or names change."""
 
 
 def is_possible(tree: UnionState, node: FileNode, length: int, need: int) -> bool:

@@ -205,8 +205,8 @@ class Staging:
         return not self.upper_in_use and os.stat(".", dir_fd=self.branch.root.fd()).st_mtime_ns == self._opened_ns
 
     def renew_index(self, leaf: bytes) -> bytes:
-        """Begin with an empty hard-link index; the one before is renamed to `leaf` here. Returns that. Raises OSError
-        with everything as it was. Preconditions: others are locked out, and this daemon was alone."""
+        """Begin with an empty hard-link index; the one before is renamed to `leaf` here. Returns `leaf`. Raises OSError
+        with nothing changed. Preconditions: others are locked out, and this daemon was alone."""
         root = self.branch.root
         os.rename(INDEX, leaf, src_dir_fd=root.fd(), dst_dir_fd=self.here.fd())
         try:
@@ -231,8 +231,8 @@ class Staging:
         self.note_time()
 
     def add_frozen(self, name: bytes) -> None:
-        """Add a directory to the list of frozen ones, as the topmost, in any thread. Raises OSError with everything as
-        it was. Preconditions: as for renew_index.
+        """Add a directory to the list of frozen ones, as the topmost, in any thread. Raises OSError with nothing
+        changed. Preconditions: as for renew_index.
 
         There is no sync: a link has no data, and filesystems write it to the device before a later rename.
         """
@@ -337,7 +337,7 @@ def read_frozen(root_fd: int) -> list[bytes]:
 
 
 def _frozen_links(root_fd: int) -> list[tuple[bytes, bytes]]:
-    """Read the links in the list of frozen directories: their names, which are numbers, and what they contain."""
+    """Read the links in the list of frozen directories: their names, which are numbers, and their targets."""
     try:
         fd = os.open(FROZEN, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
     except FileNotFoundError:

@@ -193,7 +193,8 @@ def _adopt(tree: UnionState, nodeid: int) -> None:
 
 
 def _was_done(tree: UnionState, rename: Rename) -> bool:
-    """Whether a rename has been done, by what is at both of its ends. If so, the names in the record are changed."""
+    """Tell from the objects at both of its ends whether a rename has been done. If so, change the names in the
+    record."""
     nodes = tree.nodes
     src = nodes.recorded.get(rename.src)
     if src is None:

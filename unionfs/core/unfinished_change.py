@@ -1,6 +1,6 @@
 """A change of the branches during which the daemon may die: the next one finishes or undoes it.
 
-The keeper gets the change as it is to be (`announce`), then the record of nodes says that it is under way
+The keeper gets the intended change (`announce`), then the record of nodes says that it is under way
 (NodeRecord.begin_changing), and at last the keeper gets the new branches.
 
 Lowers are replaced in slices between requests, so programs may have seen both stacks. The next daemon makes all nodes

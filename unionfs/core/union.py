@@ -179,8 +179,8 @@ class Union:
         self._nodes.handle_table = self._nodes.handle_table or HandleTable(record=self._nodes.record)
 
     def lookup_handle(self, nodeid: int, parent: bool = False) -> Entry:
-        """Look up a node by its id, even if forgotten; `parent`: the directory that holds it instead. ESTALE."""
-        from unionfs.core import handles  # a mount waits for what is imported before
+        """Look up a node by its id, even if forgotten; with `parent`, its directory instead. Raises ESTALE."""
+        from unionfs.core import handles  # not at the start, which a mount waits for
 
         node = handles.find(self._tree, nodeid)
         if parent:

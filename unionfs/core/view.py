@@ -1,11 +1,11 @@
 """A view: the lowers of a mounted union as a read-only union of their own, served by the same daemon.
 
-A program that compares a union with the stack below it may skip what has the same number in both listings, with all
-that is below it (podman does, where st_dev is equal, too). So the listings of a view show the number that the union
-shows for a name that is the untouched lower object there, and another one, with VIEW_MARK flipped, for all others: what
-the upper has at that path, and what lies below a renamed directory. The upper has every name of a copied-up file, since
-it is completed (core.complete) before anything is listed. st_ino is always the flipped number, so attributes never
-change and can be cached.
+A program that compares a union with the stack below it may skip every object that has the same inode number in both
+listings, with all objects below it (podman does, where st_dev is equal, too). So the listings of a view show the
+union's number for a name that is the untouched lower object in the union, and that number with VIEW_MARK flipped for
+all other names: those that the upper has at that path, and those below a renamed directory. The upper has every name of
+a copied-up file, since it is completed (core.complete) before anything is listed. st_ino is always the flipped number,
+so attributes never change and can be cached.
 
 Shares the lowers, opened and cached, with the union. Has nodes of its own; the ids that it gives out have the bit VIEW.
 The ids that it takes do not have it.
@@ -54,8 +54,8 @@ class View(Union):
         refuse(errno.ESTALE)
 
     def readdir(self, nodeid: int, cookie: int) -> Iterator[DirEntry]:
-        """See Union.readdir. The numbers are those that the viewed union shows, for what it has as it is in the lowers,
-        at the time of the call; others are flipped."""
+        """See Union.readdir. The numbers are those of the viewed union for objects that it shows unchanged from the
+        lowers at the time of the call; other numbers are flipped."""
         changed = self._changed_names(self._nodes.directory(nodeid))
         for entry in Union.readdir(self, nodeid, cookie):
             name, position, ino, kind = entry

@@ -74,10 +74,10 @@ class DaemonHistory:
         self.is_let_go = False  # whether the keeper no longer keeps the mount; set once, by a thread of the daemon
         self.awaits_keeper = False  # whether the keeper is still becoming the version of this daemon
         self._last = 0  # request in hand at the last death
-        self._repeated = 0  # how often in a row it was,
-        self._crashed = 0  # and how often of these the daemon was not killed from outside
+        self._repeated = 0  # how often in a row the same request was in hand,
+        self._crashed = 0  # and in how many of these deaths the daemon was not killed from outside
         self._oom_kills = _oom_kills()
-        self._attempts = 0  # deaths in a row as _ATTEMPTS has it
+        self._attempts = 0  # deaths in a row, as _ATTEMPTS counts them
         self._faults = 0  # in a row, each soon after the one before
         self._fault_at = 0.0  # time.monotonic of the last one
 

@@ -152,7 +152,7 @@ class Channel:
     # -- of a parent of mounts that keeps them
 
     def leave(self) -> None:
-        """Have the daemon leave the mount to another one, which it has asked for."""
+        """Tell the daemon to leave the mount to another daemon, as it requested."""
         self.send(LEAVE)
 
     # -- of a daemon

@@ -188,7 +188,7 @@ def _bad_mountpoint(path: str, error: OSError) -> MountError:
     if code == errno.ENOENT:
         return MountError("mount", path, "the mountpoint does not exist", code=code, hint=f"make it: mkdir -p {path}")
     if code == errno.ENOTCONN:
-        hint = f"remove what is left of it: unionfs umount {path}"
+        hint = f"unmount it: unionfs umount {path}"
         return MountError("mount", path, "a FUSE mount whose daemon has died is there", code=code, hint=hint)
     return MountError("mount", path, error.strerror or str(error), code=code)
 

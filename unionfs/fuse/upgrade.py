@@ -2,7 +2,7 @@
 
     daemon     asks its keeper (a signal)                    `unionfs upgrade` has asked it
     keeper     executes the program in a child, the successor, with descriptors and values: nothing is opened by path
-    successor  loads its code, makes the union of what it was given, checks the record: "able", or "unable" and why
+    successor  loads its code, makes the union from these, checks the record: says "able", or "unable" and why
     daemon     ends between two requests                     the keeper has said "leave"
     successor  continues from the record, and says "serves"  the keeper has said "go"
     keeper     executes the program itself: its pid, its child and its descriptors stay; then it says "kept"

@@ -48,7 +48,7 @@ class Slot(NamedTuple):
 
 
 class Recording:
-    """What was recorded of one union so far."""
+    """The profile of one union so far."""
 
     def __init__(self, name: str, settings: Mapping[str, Any], begin: float) -> None:
         self.name = name  # immutable

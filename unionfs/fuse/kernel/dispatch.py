@@ -36,7 +36,7 @@ from unionfs.fuse.kernel.session import MAX_WRITE, Session, UnsupportedError, Wa
 log = logging.getLogger(__name__)
 
 Serve = Callable[["Dispatcher", int, int, Head, memoryview, int], Reply]
-"""(dispatcher, unique, node id, header, request, its length) -> the whole reply; None: none, or it comes later."""
+"""(dispatcher, unique, node id, header, request, its length) -> the whole reply; None: no reply, or a later one."""
 
 _in_header: Final = abi.IN_HEADER.unpack_from
 
@@ -493,7 +493,7 @@ class Dispatcher:
         return True
 
     def finish_task(self, task: data.ThreadTask, outcome: int, error: Exception | None) -> Reply:
-        """Return the reply of a task that has ended, with `error` or without."""
+        """Return the reply to the request of a task that has ended, with `error` or without."""
         if self.record is not None:
             self.record.serve(task.unique & _UNIQUE)  # what it counts is for its request
         try:
