@@ -80,6 +80,7 @@ ALLOWED = {
     "unionfs.fuse.via_pyfuse3": Row(
         (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"), ("trio", "pyfuse3"), not_even=("argparse", "unionfs.fuse.kernel")
     ),
+    "unionfs.fuse.pyfuse3_attributes": Row(CORE_DOOR, ("pyfuse3",)),
     "unionfs.control": Row((*GROUND_FLOOR, *CORE_DOOR, "unionfs.control", "unionfs.fuse"), not_even=("argparse",)),
     "unionfs.daemon": Row(()),
     "unionfs.changes": Row((*GROUND_FLOOR, "unionfs.changes"), ("xxhash",), not_even=("argparse",)),

@@ -183,7 +183,7 @@ def _answer(listener: int, proc_fd: int, call: Call, looks: int) -> None:
     try:
         os.fchdir(proc_fd)
         supervisor = Supervisor(listener, proc_fd)
-        supervisor._stored_owner = lambda path: b"0:0"  # type: ignore[method-assign]  # as on a union
+        supervisor._owners._stored_owner = lambda path: b"0:0"  # type: ignore[method-assign]  # as on a union
         seccomp.is_waiting, seccomp.write_memory, seccomp.answer = is_waiting, write, answer
         resource.prlimit, os.setxattr = prlimit, write
         from unionfs.syscalls import files

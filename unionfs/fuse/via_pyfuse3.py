@@ -13,7 +13,6 @@ applies the umask before it sends the request, so a default ACL cannot override 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import logging
@@ -27,11 +26,12 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
-from unionfs.core.attrs import ANY_NAME, ATTRIBUTES, DATA, AttrChange, Attrs, Caller, Entry, Invalidation
+from unionfs.core.attrs import ANY_NAME, ATTRIBUTES, DATA, AttrChange, Caller, Invalidation
 from unionfs.core.ledger import NO_CAUSE, Cause
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
 from unionfs.fuse.options import ServeOptions
+from unionfs.fuse.pyfuse3_attributes import AttributeReplies
 from unionfs.fuse.traffic import Tally
 from unionfs.fuse.watching import UNWATCHED_S, Notifier
 from unionfs.markers import NAME_MAX
@@ -45,9 +45,6 @@ _MAX_TASKS: Final = 1000
 _ACCESS_ACL: Final = b"system.posix_acl_access"
 _LAST_WORD_S: Final = 1.0
 """Seconds that the end of serving waits for a notification in progress."""
-
-_INO_OFFSET: Final = object.__basicsize__ + 8 + 8 + 8
-"""Offset of st_ino in EntryAttributes: after the object's head, fuse_entry_param's ino and generation, and st_dev."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -143,14 +140,12 @@ class _Adapter(pyfuse3.Operations):
         self.enable_writeback_cache = options.writeback
         self.enable_acl = options.acls
         self._union = union  # immutable; touched on the loop's thread only
-        self._timeout_s = options.timeout_s  # changed by _shorten_timeouts only
-        self._missing_s = options.timeout_s  # likewise, and by `process_events`
+        self._attributes = AttributeReplies(options.timeout_s)  # immutable
+        self._missing_s = options.timeout_s  # changed by `process_events` and `_shorten_timeouts` only
         self._notifier: Notifier | None = None  # set once, by `process_events`
         self._read_only = options.read_only  # immutable
         self._xattrs = options.xattrs  # immutable
         self._copying: dict[int, trio.Event] = {}  # nodes being copied up; changed by _copy_up only
-        self._generation = int.from_bytes(os.urandom(4), "little") | 1  # immutable: of handles of this mount
-        self._split_ino = _can_split_ino()  # immutable
         self._writers: dict[
             int, int
         ] = {}  # node -> pid that opened it last for writing; changed by `open` and `forget`
@@ -162,7 +157,7 @@ class _Adapter(pyfuse3.Operations):
         notifier.start(_notify, lambda _: not self._copying, self._shorten_timeouts)
 
     def _shorten_timeouts(self) -> None:
-        self._timeout_s = self._missing_s = UNWATCHED_S
+        self._attributes.timeout_s = self._missing_s = UNWATCHED_S
 
     # -- names --
 
@@ -175,7 +170,7 @@ class _Adapter(pyfuse3.Operations):
             missing = EntryAttributes()  # node id 0: the kernel remembers that there is no such name
             missing.entry_timeout = self._missing_s
             return missing
-        return self._entry(entry)
+        return self._attributes.entry(entry)
 
     async def forget(self, inode_list: Any) -> None:
         self.traffic.count("FORGET")
@@ -188,22 +183,22 @@ class _Adapter(pyfuse3.Operations):
 
     @_answered
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._union.mknod(parent_inode, _checked(name), mode, rdev, _caller(ctx)))
+        return self._attributes.entry(self._union.mknod(parent_inode, _checked(name), mode, rdev, _caller(ctx)))
 
     @_answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._union.mkdir(parent_inode, _checked(name), mode, _caller(ctx)))
+        return self._attributes.entry(self._union.mkdir(parent_inode, _checked(name), mode, _caller(ctx)))
 
     @_answered
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._union.symlink(parent_inode, _checked(name), target, _caller(ctx)))
+        return self._attributes.entry(self._union.symlink(parent_inode, _checked(name), target, _caller(ctx)))
 
     @_answered
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         del ctx
         _checked(new_name)
         await self._copy_up(inode)
-        return self._entry(self._union.link(inode, new_parent_inode, new_name))
+        return self._attributes.entry(self._union.link(inode, new_parent_inode, new_name))
 
     @_answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -237,7 +232,7 @@ class _Adapter(pyfuse3.Operations):
     @_answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         del ctx
-        return self._attributes(inode, self._union.getattr(inode))
+        return self._attributes.node(inode, self._union.getattr(inode))
 
     @_answered
     async def setattr(
@@ -255,7 +250,7 @@ class _Adapter(pyfuse3.Operations):
         await self._copy_up(inode, change.size, ATTRIBUTES if change.size is None else DATA)
         if change.size is not None:
             await self._truncate_slowly(inode, change.size)
-        return self._attributes(inode, self._union.setattr(inode, change))
+        return self._attributes.node(inode, self._union.setattr(inode, change))
 
     @_answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -331,10 +326,10 @@ class _Adapter(pyfuse3.Operations):
     @_answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """Send a listing with the attributes of each entry (readdirplus), the only kind that pyfuse3 knows."""
-        listing = self._union.readdir(fh, start_id)
-        for line in listing:
+        listed = self._attributes.listed
+        for line in self._union.readdir(fh, start_id):
             if line.name in (b".", b".."):
-                if not pyfuse3.readdir_reply(token, line.name, self._bare(line.ino, line.kind), line.cookie):
+                if not pyfuse3.readdir_reply(token, line.name, listed(line.ino, line.kind), line.cookie):
                     return
                 continue
             try:
@@ -343,10 +338,10 @@ class _Adapter(pyfuse3.Operations):
                 if exc.errno == errno.ENOENT:
                     continue
                 # It exists but its lookup fails: list the name; a later lookup gets the error.
-                if not pyfuse3.readdir_reply(token, line.name, self._bare(line.ino, line.kind), line.cookie):
+                if not pyfuse3.readdir_reply(token, line.name, listed(line.ino, line.kind), line.cookie):
                     return
                 continue
-            if not pyfuse3.readdir_reply(token, line.name, self._entry(entry), line.cookie):
+            if not pyfuse3.readdir_reply(token, line.name, self._attributes.entry(entry), line.cookie):
                 self._union.forget(entry.nodeid)
                 return
 
@@ -381,7 +376,7 @@ class _Adapter(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         del flags
         entry = self._union.mknod(parent_inode, _checked(name), mode, 0, _caller(ctx))
-        return FileInfo(fh=entry.nodeid, keep_cache=True), self._entry(entry)
+        return FileInfo(fh=entry.nodeid, keep_cache=True), self._attributes.entry(entry)
 
     async def flush(self, fh: int) -> None:
         self.traffic.count("FLUSH")
@@ -468,34 +463,6 @@ class _Adapter(pyfuse3.Operations):
         finally:
             self._union.forget(entry.nodeid)
 
-    # -- values --
-
-    def _entry(self, entry: Entry) -> EntryAttributes:
-        return self._attributes(entry.nodeid, entry.attrs)
-
-    def _attributes(self, nodeid: int, attrs: Attrs) -> EntryAttributes:
-        out = EntryAttributes()
-        out.st_ino = nodeid
-        out.generation = self._generation
-        if self._split_ino:
-            _set_ino(out, attrs.ino)
-        out.entry_timeout = out.attr_timeout = self._timeout_s
-        out.st_mode, out.st_nlink = attrs.mode, attrs.nlink
-        out.st_uid, out.st_gid, out.st_rdev = attrs.uid, attrs.gid, attrs.rdev
-        out.st_size, out.st_blocks, out.st_blksize = attrs.size, attrs.blocks, attrs.blksize
-        out.st_atime_ns, out.st_mtime_ns, out.st_ctime_ns = attrs.atime_ns, attrs.mtime_ns, attrs.ctime_ns
-        return out
-
-    def _bare(self, ino: int, kind: int) -> EntryAttributes:
-        """Return a listing entry without attributes: node id 0, so the kernel caches nothing (fuse_direntplus)."""
-        out = EntryAttributes()
-        if self._split_ino:
-            _set_ino(out, ino)
-        else:
-            out.st_ino = ino
-        out.st_mode = kind
-        return out
-
 
 def _checked(name: bytes) -> bytes:
     """Return `name`; ENAMETOOLONG above NAME_MAX, which the kernel no longer checks since Linux 6.18."""
@@ -558,26 +525,3 @@ def _read_cached(fd: int, offset: int, size: int) -> memoryview | None:
             return None
         raise
     return buffer[:have]
-
-
-# -- node id and inode number --
-#
-# pyfuse3 has one field, st_ino, for the number that the kernel uses in requests and the number that stat(2) shows. The
-# underlying struct fuse_entry_param has two. st_ino must survive a remount and node ids must not be reused, so they
-# cannot be the same.
-
-
-def _set_ino(out: EntryAttributes, ino: int) -> None:
-    ctypes.c_uint64.from_address(id(out) + _INO_OFFSET).value = ino
-
-
-def _can_split_ino() -> bool:
-    """Whether EntryAttributes has the expected layout. If not, st_ino shows the node id and a warning is logged."""
-    probe = EntryAttributes()
-    number = 0x0123_4567_89AB_CDEF
-    probe.st_ino = number
-    words = (ctypes.c_uint64 * 4).from_address(id(probe) + object.__basicsize__)
-    if words[0] == number and words[3] == number and words[1] == words[2] == 0:
-        return True
-    log.warning("this pyfuse3 is laid out differently: st_ino shows node ids, which change with every mount")
-    return False

@@ -24,6 +24,10 @@ class CallerGoneError(Exception):
     """The call no longer waits: its thread was killed or interrupted, and the number may belong to another thread."""
 
 
+class LeaveToKernelError(Exception):
+    """Raised to let the kernel execute the call."""
+
+
 class Caller:
     """The calling thread of one intercepted call. Closed by `close`."""
 
@@ -121,3 +125,14 @@ class Caller:
         _, hard = resource.prlimit(self.call.thread, number)
         self.verify()
         resource.prlimit(self.call.thread, number, (value, hard))
+
+
+def as_id(register: int) -> int:
+    """Convert an argument to a uid or gid."""
+    return register & 0xFFFFFFFF
+
+
+def as_signed(register: int) -> int:
+    """Convert an argument to a signed int."""
+    number = register & 0xFFFFFFFF
+    return number - (1 << 32) if number >> 31 else number
