@@ -1,4 +1,4 @@
-"""Run a verb for each named container; if it fails for one, go on with the others."""
+"""Run a verb for each named container or volume; if it fails for one, go on with the others."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def each_name(names: Sequence[str], body: Callable[[str], str]) -> int:
     status = 0
     for name in names:
         try:
-            said = body(name)
+            result = body(name)
         except FAILURES as error:
             print(format_failure(error), file=sys.stderr)
             status = FAILED
         else:
-            print(printable(said or name), flush=True)
+            print(printable(result or name), flush=True)
     return status

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 
-from unionfs.cli import notes, parents, store_flags
+from unionfs.cli import each, notes, parents, store_flags
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, FAILURES, CommandError, format_failure, status_of
+from unionfs.cli.errors import CommandError, status_of
 from unionfs.containers import background, create, running, start
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.launcher.errors import LaunchError
-from unionfs.printable import printable
 
 
 def main(argv: list[str]) -> int:
@@ -36,16 +34,12 @@ def main(argv: list[str]) -> int:
         parser.error("only one container can be attached to")
     if attach:
         return _attached(store.find(arguments.names[0]), interactive=arguments.interactive)
-    status = 0
-    for name in arguments.names:
-        try:
-            in_background(store.find(name))
-        except FAILURES as error:
-            print(format_failure(error), file=sys.stderr)
-            status = FAILED
-        else:
-            print(printable(name))
-    return status
+
+    def run(container: Container) -> str:
+        in_background(container)
+        return ""
+
+    return each.each(store, arguments.names, run)
 
 
 def _attached(container: Container, *, interactive: bool) -> int:

@@ -268,7 +268,7 @@ def _conclude(container: Container, exit_code: int, arguments: Namespace) -> int
                 digests.update(diff.digests(current, found))
         return outcome.conclude(found.changes, arguments)
     except (KeyboardInterrupt, *FAILURES):
-        outcome.tell_kept()
+        outcome.print_kept()
         raise
 
 
@@ -303,7 +303,7 @@ class _Outcome:
             return self._ask(changes)
         if arguments.keep:
             if not arguments.quiet:
-                self.tell_kept()
+                self.print_kept()
             return self._report(changes, arguments, "kept")
         if not arguments.apply:
             self._drop()
@@ -318,7 +318,7 @@ class _Outcome:
         except FAILURES as error:
             self._report(changes, arguments, "kept", str(error))
             print(format_failure(error), file=sys.stderr)
-            self.tell_kept()
+            self.print_kept()
             return self._exit_code or OWN_FAILURE
         return self._report(changes, arguments, "applied")
 
@@ -337,7 +337,7 @@ class _Outcome:
                 self._drop()
                 return self._exit_code
             elif answer in ("k", "keep"):
-                self.tell_kept()
+                self.print_kept()
                 return self._exit_code
             elif answer in ("a", "apply"):
                 try:
@@ -368,7 +368,7 @@ class _Outcome:
         self._remove()
         self._exists = False
 
-    def tell_kept(self) -> None:
+    def print_kept(self) -> None:
         """Print that the changes are kept, and the commands for them."""
         if self._exists:
             name = printable(self._container.name)

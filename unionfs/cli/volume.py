@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from unionfs.cli import store_flags
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, FAILURES, CommandError, format_failure
+from unionfs.cli.each import each_name
+from unionfs.cli.errors import CommandError
 from unionfs.containers.remove import remove_volume
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import NamedVolume, VolumeStore, used_by
@@ -84,19 +85,16 @@ def _list(store: VolumeStore, containers: ContainerStore, *, quiet: bool, as_jso
 
 
 def _remove(store: VolumeStore, containers: ContainerStore, names: list[str]) -> int:
-    used, status = used_by(containers), 0
-    for name in names:
-        try:
-            if name in used:
-                hint = f"remove the container first: unionfs rm {used[name][0]}"
-                raise CommandError(f"the volume {name} is in use by {', '.join(used[name])}", hint=hint)
-            remove_volume(store, name)
-        except FAILURES as error:
-            print(format_failure(error), file=sys.stderr)
-            status = FAILED
-        else:
-            print(printable(name))
-    return status
+    used = used_by(containers)
+
+    def remove_one(name: str) -> str:
+        if name in used:
+            hint = f"remove the container first: unionfs rm {used[name][0]}"
+            raise CommandError(f"the volume {name} is in use by {', '.join(used[name])}", hint=hint)
+        remove_volume(store, name)
+        return ""
+
+    return each_name(names, remove_one)
 
 
 def _as_json(volume: NamedVolume, used: dict[str, list[str]]) -> dict[str, Any]:
