@@ -151,11 +151,74 @@ def test_removed_is_gone_even_if_deleting_stops(store: ContainerStore) -> None:
 
 def test_what_a_killed_creation_left_is_swept(store: ContainerStore) -> None:
     create(store)
-    half = Path(store.containers, ".new-0123")
+    half = Path(store.containers, ".new")
     tree(half, "upper/ work/ container.json")
     assert len(store.list()) == 1
     create(store)
     assert not half.exists()
+
+
+def test_a_name_of_a_process_that_was_killed_is_free(store: ContainerStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    web = create(store, "web")
+
+    def die(_directory: str, _container: Container) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write", die)
+        with pytest.raises(KeyboardInterrupt):
+            store.rename(web, "mail")
+        with pytest.raises(KeyboardInterrupt):
+            create(store, "news")
+    assert store.list() == [web]
+    with pytest.raises(ContainerError, match="name taken: web"):
+        create(store, "web")
+    assert [create(store, name).name for name in ("mail", "news")] == ["mail", "news"]
+    with pytest.raises(ContainerError, match="name taken: mail"):
+        store.rename(web, "mail")
+
+
+def test_names_in_a_store_of_an_older_program(store: ContainerStore) -> None:
+    create(store, "web")
+    remove_path(os.path.join(store.root, "container-names"))
+    half = tree(Path(store.containers, ".new-0123"), "upper/ work/")
+    with pytest.raises(ContainerError, match="name taken: web"):
+        create(store, "web")
+    assert not half.exists()
+    create(store, "mail")
+    assert sorted(os.listdir(os.path.join(store.root, "container-names"))) == ["mail", "web"]
+
+
+_WATCHED = """
+import os, re, sys
+from tests.containers import test_store as t
+store = t.ContainerStore(sys.argv[1])
+t.create(store, "first")  # imports what it needs
+def hook(event, args):
+    if event.startswith(("open", "os.")) and isinstance(args[0], str):
+        path = re.sub("[0-9a-f]{32}", "ID", args[0].removeprefix(store.root)).replace(sys.argv[2], "NAME")
+        seen.append(event + " " + path.replace(str(os.getpid()), "PID"))
+seen = []
+sys.addaudithook(hook)
+t.create(store, sys.argv[2])
+print(*seen, sep="\\n")
+"""
+
+
+def test_making_one_opens_the_same_files_beside_many_as_beside_few(store: ContainerStore) -> None:
+    def events(name: str) -> list[str]:
+        words = [sys.executable, "-c", _WATCHED, store.root, name]
+        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, timeout=limit(60))
+        return done.stdout.splitlines()
+
+    few = events("few")
+    store.remove(store.find("first"), remove_path)
+    for number in range(30):
+        create(store, f"box{number}")
+    assert events("many") == few
+    opened = [event for event in few if event.startswith(("open", "os.listdir", "os.scandir"))]
+    record = "/containers/.new/.container.json.PID"
+    assert opened == ["open /containers/.lock", f"open {record}"]
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from unionfs.containers.errors import ContainerError
 
-PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-"""The rule of docker and podman, so that names are valid in all these tools."""
+PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
+"""The rule of docker and podman, so that names are valid in all these tools; and a name is one of a file."""
 
 _ADJECTIVES: Final = (
     "able",
@@ -45,15 +45,15 @@ _NOUNS: Final = (
 def check(name: str) -> None:
     """Raises: ContainerError if a container may not have this name."""
     if not PATTERN.fullmatch(name):
-        hint = "use letters, digits, '_', '.' and '-', and begin with a letter or digit"
+        hint = "use at most 255 letters, digits, '_', '.' and '-', and begin with a letter or digit"
         raise ContainerError("", "", f"bad name: {name}", hint=hint)
 
 
-def choose(taken: Collection[str]) -> str:
-    """A new name that is not in `taken`."""
+def choose(is_taken: Callable[[str], bool]) -> str:
+    """A new name that is not taken."""
     for attempt in range(100):
         name = f"{_any_of(_ADJECTIVES)}_{_any_of(_NOUNS)}" + (str(attempt) if attempt > 10 else "")
-        if name not in taken:
+        if not is_taken(name):
             return name
     return os.urandom(6).hex()
 

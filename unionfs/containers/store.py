@@ -7,6 +7,8 @@
     ROOT/containers/ID/changing         locked while its branches are changed
     ROOT/containers/ID/record.lock      locked while its state is changed, beside .lock, which is shared then
     ROOT/containers/.lock               locked while containers are made, renamed or removed; hundreds may start at once
+    ROOT/containers/.new                the one that is being made
+    ROOT/container-names                its name (containers.name_index)
 
 ROOT is `$XDG_DATA_HOME/unionfs` or `--root DIR`. The lock is in ROOT, and not in `$XDG_RUNTIME_DIR`, so
 that all sessions of the owner use the same lock. Files are opened by `unionfs.store_files`: the owner may have replaced
@@ -37,6 +39,7 @@ from typing import Any, Final
 from unionfs import store_files
 from unionfs.containers import names, record
 from unionfs.containers.errors import AlreadyRunningError, BrokenRecordError, ContainerError, NoSuchContainerError
+from unionfs.containers.name_index import NameIndex
 from unionfs.containers.record import Container, process_started
 
 _RECORD: Final = "container.json"
@@ -46,7 +49,8 @@ _CHANGING: Final = "changing"
 _RECORD_LOCK: Final = "record.lock"
 _UNKNOWN: Final = " " * 8
 _REMOVING: Final = ".removing-"
-_NEW: Final = ".new-"
+_NEW: Final = ".new"
+_OLD_NEW: Final = ".new-"  # and an id: what an older program was making when it was killed
 _FROZEN: Final = "upper."
 _ID: Final = re.compile("[0-9a-f]{32}")
 
@@ -72,6 +76,7 @@ class ContainerStore:
         # Without links: records name branches of other containers by their paths, which must be equal for all commands.
         self.root: Final = os.path.realpath(root or store_files.default_root())
         self.containers: Final = os.path.join(self.root, "containers")
+        self._index: Final = NameIndex(self.root, self._ids, self._name_of)
 
     def add(self, container: Container, prepare: Callable[[str], None] | None = None) -> Container:
         """Make the directory of a new container (`record.new`), with empty upper, work and
@@ -81,13 +86,15 @@ class ContainerStore:
         Raises: ContainerError for a bad or taken name, OSError as the filesystem reports it.
         """
         with self._locked():
-            self._sweep()
             if container.parent:
                 self.load(container.parent)  # or its branches would be removed
-            taken = self.check_name(container.name)
-            container = container._replace(name=container.name or names.choose(taken))
-            new = os.path.join(self.containers, _NEW + container.id)
+            self._check_name(container.name)
+            container = container._replace(name=container.name or names.choose(self._index.has))
+            new = os.path.join(self.containers, _NEW)
+            if os.path.lexists(new):  # of a process that was killed
+                self._remove(new)
             try:
+                self._index.put(container.name, container.id)
                 os.mkdir(new, 0o700)
                 for part in ("upper", "work", "merged"):
                     os.mkdir(os.path.join(new, part), 0o755)
@@ -100,20 +107,27 @@ class ContainerStore:
                 self._write(new, container)
                 os.rename(new, container.directory)
             except OSError:
+                self._index.drop(container.name, container.id)
                 with contextlib.suppress(OSError):
-                    self._sweep()  # so that a full disk has the space again
+                    self._remove(new)  # so that a full disk has the space again
                 raise
         return container
 
-    def check_name(self, name: str) -> set[str]:
-        """The names of all containers. Raises: ContainerError if a new one may not have this name; "" is any name."""
-        if name:
-            names.check(name)
-        taken = self._names()
-        if name in taken:
+    def check_name(self, name: str) -> None:
+        """Raises: ContainerError if a new container may not have this name; "" is any name."""
+        with self._locked():
+            self._check_name(name)
+
+    def _check_name(self, name: str, owner: str = "") -> None:
+        """As `check_name`; `owner`, an id, may have it already. Preconditions: the lock is held."""
+        if self._index.prepare():
+            self._sweep()
+        if not name:
+            return
+        names.check(name)
+        if self._index.holder(name) not in (None, owner):
             hint = f"remove that container (unionfs rm {name}) or choose another name"
             raise ContainerError("", "", f"name taken: {name}", hint=hint)
-        return taken
 
     def load(self, container_id: str) -> Container:
         """The container with exactly this id. Raises: NoSuchContainerError, BrokenRecordError."""
@@ -196,15 +210,12 @@ class ContainerStore:
                 pass  # of another user
         return sorted(found, key=lambda container: (container.created, container.id))
 
-    def _names(self) -> set[str]:
-        """The names of all containers, without checking their records: the lock is held meanwhile, and hundreds of
-        containers may be made at once."""
-        found = set()
-        for container_id in self._ids():
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                data = store_files.read_file(os.path.join(self.containers, container_id, _RECORD))
-                found.add(json.loads(data)["name"])
-        return found
+    def _name_of(self, container_id: str) -> str | None:
+        """The name in a record, which is not checked; None if there is none."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            name = json.loads(store_files.read_file(os.path.join(self.containers, container_id, _RECORD)))["name"]
+            return name if isinstance(name, str) else None
+        return None
 
     def _ids(self) -> Sequence[str]:
         try:
@@ -339,11 +350,13 @@ class ContainerStore:
         """Give it another name. Raises ContainerError for a bad or taken one."""
         names.check(name)
         with self._locked():
-            for known in self.list():
-                if known.name == name and known.id != container.id:
-                    raise ContainerError("", "", f"name taken: {name}", hint="choose another name")
-            current = self.load(container.id)._replace(name=name)
-            self._write(current.directory, current)
+            self._check_name(name, container.id)
+            before = self.load(container.id)
+            current = before._replace(name=name)
+            if current != before:
+                self._index.put(name, current.id)
+                self._write(current.directory, current)
+                self._index.drop(before.name, current.id)
         return current
 
     def remove(self, container: Container, remove_tree: Callable[[str], None], *, mine: bool = False) -> None:
@@ -364,6 +377,7 @@ class ContainerStore:
                 hint = f"end it first: unionfs stop {current.name}, or rm --force"
                 raise ContainerError("", "", f"still running: {current.name}", hint=hint)
             self._hide(current.id)
+            self._index.drop(current.name, current.id)
 
     def remove_broken(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
         """Like `remove`, for a container whose record cannot be read; it may be running."""
@@ -461,11 +475,15 @@ class ContainerStore:
         store_files.write_file(new, record.to_json(container).encode("ascii"))
         os.rename(new, os.path.join(directory, _RECORD))
 
-    def _sweep(self) -> None:
-        """Remove the remains of a killed create(). Preconditions: the lock is held."""
+    @staticmethod
+    def _remove(path: str) -> None:
+        """Remove the directory of a container that was not made to its end, if there is one."""
         from unionfs.trees.remove import remove_path  # imports ctypes, which no listing needs
 
+        remove_path(path)
+
+    def _sweep(self) -> None:
+        """Remove what an older program was making when it was killed. Preconditions: the lock is held."""
         for name in os.listdir(self.containers):
-            if name.startswith(_NEW):
-                aside = os.path.join(self.containers, name)
-                remove_path(aside)
+            if name.startswith(_OLD_NEW):
+                self._remove(os.path.join(self.containers, name))

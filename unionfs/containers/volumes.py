@@ -51,7 +51,7 @@ class VolumeStore:
     def create(self, name: str, *, anonymous: bool = False, labels: tuple[tuple[str, str], ...] = ()) -> NamedVolume:
         """Make the volume if it does not exist. Raises: ContainerError for a bad name, OSError."""
         if not names.PATTERN.fullmatch(name):
-            hint = "use letters, digits, '_', '.' and '-', and begin with a letter or digit"
+            hint = "use at most 255 letters, digits, '_', '.' and '-', and begin with a letter or digit"
             raise ContainerError("", "", f"bad name of a volume: {name}", hint=hint)
         place = os.path.join(self._root, name)
         if not os.path.isdir(place):
