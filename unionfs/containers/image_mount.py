@@ -14,7 +14,7 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, NoReturn
 
 from layers import image_file, squashfs
@@ -36,6 +36,11 @@ _WHAT: Final = "mounting an image"
 _ATTRIBUTES: Final = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV
 _MESSAGE_MAX: Final = 4096
 _OTHERS_WRITE: Final = 0o022
+
+
+def damaged(path: str) -> str:
+    """A hint for errors of reading an image file."""
+    return f"if {path} is damaged, copy or download it again"
 
 
 class FromFile(NamedTuple):
@@ -100,18 +105,13 @@ def _read_configuration(file: ImageFile) -> bytes | None:
     def look() -> bytes:
         try:
             server = _Server(file)
+            try:
+                server.wait(f"/proc/self/fd/{server.mount.fd}")
+                return _content_below(server.mount.fd)
+            finally:
+                server.end()
         except LaunchError as error:
             return b"!" + json.dumps([str(error), error.hint]).encode()
-        try:
-            fd = open_beneath(server.mount.fd, os.fsencode(image_file.CONFIG), os.O_RDONLY | os.O_NONBLOCK)
-            with open(fd, "rb") as opened:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    return b"-"
-                return b"+" + opened.read(image_file.CONFIG_MAX)
-        except (FileNotFoundError, NotADirectoryError):
-            return b"-"
-        finally:
-            server.end()
 
     # One id is enough to read a file, and mapping it takes no program.
     one_id = None if idmap.is_privileged() else idmap.single(os.geteuid(), os.getegid(), "more are not needed")
@@ -122,21 +122,31 @@ def _read_configuration(file: ImageFile) -> bytes | None:
     return answer[1:] if answer.startswith(b"+") else None
 
 
-def mount_for(container: Container, rootfs_mounts: RootfsMounts) -> None:
-    """Mount the image file of the container, if it has one. Preconditions: as drivers.driver.Driver.mount.
+def _content_below(root_fd: int) -> bytes:
+    """b"+" and the content of image_file.CONFIG; b"-" if there is no such file. Raises: OSError."""
+    try:
+        fd = open_beneath(root_fd, os.fsencode(image_file.CONFIG), os.O_RDONLY | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return b"-"
+    with open(fd, "rb") as opened:
+        return b"+" + opened.read(image_file.CONFIG_MAX) if stat.S_ISREG(os.fstat(fd).st_mode) else b"-"
 
-    Raises: LaunchError.
+
+def begin(container: Container, rootfs_mounts: RootfsMounts) -> Callable[[], None]:
+    """Mount the image file of the container. Preconditions: it has one; as drivers.driver.Driver.mount.
+
+    The server is still starting then; whatever reads the mount waits for it. Returns a function, called once, which
+    waits, too, and raises LaunchError if the server has failed. Raises: LaunchError.
     """
     file = container.config.rootfs.file
-    if file is None:
-        return
+    assert file is not None
     try:
         os.makedirs(container.image_mountpoint, 0o755, exist_ok=True)
     except OSError as error:
         raise LaunchError.of(_WHAT, error) from error
     if _mount_by_kernel(file, container.image_mountpoint):
         rootfs_mounts.add(container.image_mountpoint)
-        return
+        return lambda: None
     server = _Server(file)
     try:
         server.mount.attach(container.image_mountpoint)
@@ -145,6 +155,7 @@ def mount_for(container: Container, rootfs_mounts: RootfsMounts) -> None:
         raise LaunchError.of(_WHAT, error) from error
     pidfd = os.pidfd_open(server.pid)
     rootfs_mounts.add(container.image_mountpoint, (server.pid, pidfd, pidfd))
+    return lambda: server.wait(container.image_mountpoint)
 
 
 @contextlib.contextmanager
@@ -158,8 +169,9 @@ def shown(container: Container) -> Iterator[None]:
     unshare(CLONE_NEWNS)
     mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
     made = RootfsMounts(-1)
-    mount_for(container, made)
+    wait = begin(container, made)
     try:
+        wait()
         yield
     finally:
         mounts.umount2(container.image_mountpoint, mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
@@ -169,23 +181,25 @@ def shown(container: Container) -> Iterator[None]:
 
 
 class _Server:
-    """A squashfuse_ll that serves `mount`, which is not attached yet."""
+    """A squashfuse_ll that serves `mount`, which is not attached yet, or will serve it soon."""
 
     def __init__(self, file: ImageFile) -> None:
         program = shutil.which(PROGRAM)
         if program is None:
             raise LaunchError(_WHAT, file.path, f"{PROGRAM} is not installed", hint="install the package squashfuse")
-        parent = os.getpid()
-        with contextlib.ExitStack() as stack:
+        parent, self._path = os.getpid(), file.path
+        with contextlib.ExitStack() as stack, contextlib.ExitStack() as failed:
             try:
                 image_fd = _opened(file)
                 stack.callback(os.close, image_fd)
                 fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-                output = os.memfd_create("squashfuse")
-                stack.callback(os.close, output)
+                output = self._output = os.memfd_create("squashfuse")
+                failed.callback(os.close, output)
                 try:
                     options = [("fd", str(fuse_fd)), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")]
-                    self.mount: Final = mounts.new_mount("fuse", [*options, ("allow_other", "")], _ATTRIBUTES)
+                    # A superblock that is read-only keeps the attributes of a file that is read (no access time).
+                    options += [("allow_other", ""), ("ro", "")]
+                    self.mount: Final = mounts.new_mount("fuse", options, _ATTRIBUTES)
                     self.pid: Final = userns.fork(
                         None, 0, lambda: _serve(program, file, image_fd, fuse_fd, output, parent)
                     )
@@ -193,15 +207,21 @@ class _Server:
                     os.close(fuse_fd)  # so that the connection ends with the server
             except OSError as error:
                 raise LaunchError.of(_WHAT, error, path=error.filename or file.path) from error
+            failed.pop_all()
+
+    def wait(self, root: str) -> None:
+        """Wait until the server answers for the root of the mount, whose path is given. Called once. Raises:
+        LaunchError if it has failed."""
+        with open(self._output, "rb") as output:
             try:
-                os.stat(".", dir_fd=self.mount.fd)  # waits for the server
+                os.stat(root)
             except OSError:
-                self.end()
-                said = os.pread(output, _MESSAGE_MAX, 0).decode(errors="replace").strip() or "no message"
-                raise LaunchError(_WHAT, file.path, f"{PROGRAM} failed: {said.splitlines()[0]}") from None
+                said = os.pread(output.fileno(), _MESSAGE_MAX, 0).decode(errors="replace").strip()
+                why = f"{PROGRAM} failed: {said.splitlines()[0]}" if said else f"{PROGRAM} failed without a message"
+                raise LaunchError(_WHAT, self._path, why, hint=damaged(self._path)) from None
 
     def end(self) -> None:
-        """Unmount, and wait for the server."""
+        """Unmount, if the mount is not attached, and wait for the server."""
         self.mount.close()
         os.waitpid(self.pid, 0)
 

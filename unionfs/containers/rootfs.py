@@ -102,17 +102,29 @@ def mount_rootfs(
     *,
     debug: bool,
     parents: list[Parent] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
-    """Mount the union of the root filesystem at `container.merged`. Raises: LaunchError.
+    """Mount the union of the root filesystem at `container.merged`. Raises: LaunchError, and what `meanwhile` raises.
 
-    Our daemon is forked by one of `parents`, which is removed from the list, or by this process.
+    Our daemon is forked by one of `parents`, which is removed from the list, or by this process. `meanwhile` is called
+    before the union is mounted, while the server of an image file starts.
     """
     foreign_layers.check_and_watch(container, rootfs_mounts)
-    if container.config.rootfs.file is not None:
-        from unionfs.containers import image_mount  # late: few containers need it
+    wait_for_image = _begin_image(container, rootfs_mounts)
+    try:
+        meanwhile()
+        mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug, parents)
+    finally:
+        wait_for_image()  # if that has failed, it is the reason for what has failed above
 
-        image_mount.mount_for(container, rootfs_mounts)
-    mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug, parents)
+
+def _begin_image(container: Container, rootfs_mounts: RootfsMounts) -> Callable[[], None]:
+    """Begin to mount the container's image file, if it has one: see image_mount.begin."""
+    if container.config.rootfs.file is None:
+        return lambda: None
+    from unionfs.containers import image_mount  # late: few containers need it
+
+    return image_mount.begin(container, rootfs_mounts)
 
 
 def mount_overlay_volumes(

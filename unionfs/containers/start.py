@@ -6,6 +6,7 @@ the container's user namespace.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import Final
@@ -103,6 +104,24 @@ class _AroundCommand:
         """Mount the union of the root filesystem, then those of the overlay volumes."""
         container = self._container
         os.umask(0o022)  # the container's directories do not depend on the user's umask
+        rootfs.mount_rootfs(
+            container, rootfs_mounts, self._warn_of_union, debug=self._debug, parents=self._parents,
+            meanwhile=self._make_directories,
+        )  # fmt: skip
+        if container.config.me:
+            accounts.write(container, container.config.me)
+        try:
+            volume_mounts.make_and_populate(container)
+        except OSError as error:
+            raise LaunchError.of("making the volumes of the image", error) from error
+        rootfs.mount_overlay_volumes(
+            container, rootfs_mounts, self._warn_of_union, debug=self._debug, parents=self._parents
+        )
+        self.leave_parents()
+
+    def _make_directories(self) -> None:
+        """Make the container's directories and files, and record that it is prepared. Raises: LaunchError."""
+        container = self._container
         try:
             remove_path(bundle_of(container))  # left by a killed monitor
             etc.write(container, uplink_nameserver(container.config))
@@ -116,17 +135,6 @@ class _AroundCommand:
             monitor_started=process_started(os.getpid()),
             began_ns=container.state.began_ns or _file_clock_ns(container.directory),
         )
-        rootfs.mount_rootfs(container, rootfs_mounts, self._warn_of_union, debug=self._debug, parents=self._parents)
-        if container.config.me:
-            accounts.write(container, container.config.me)
-        try:
-            volume_mounts.make_and_populate(container)
-        except OSError as error:
-            raise LaunchError.of("making the volumes of the image", error) from error
-        rootfs.mount_overlay_volumes(
-            container, rootfs_mounts, self._warn_of_union, debug=self._debug, parents=self._parents
-        )
-        self.leave_parents()
 
     def started(self, pid: int) -> None:
         """Record process 1 of the container. A failure is only a warning: the command is running, and may have filled
@@ -212,8 +220,12 @@ def _limits_note(why: str, *, supervised: bool) -> str:
 
 
 def _guess(container: Container, error: LaunchError) -> str:
-    """A hint for a command that does not exist."""
-    program = container.config.process.command[0]
+    """A hint for a command that does not exist, and for an image file that cannot be read."""
+    program, file = container.config.process.command[0], container.config.rootfs.file
+    if file is not None and error.why == os.strerror(errno.EIO):
+        from unionfs.containers import image_mount  # late: few containers need it
+
+        return image_mount.damaged(file.path)
     if error.status == NOT_FOUND and os.path.isdir(program):
         return f"to add {program} to the root filesystem, name it as the last --lower"
     return ""
