@@ -24,7 +24,7 @@ class FileFd:
     the name. Code that uses `fd` of an object without other references must do so in a `with` block.
     """
 
-    __slots__ = ("fd", "used", "writable", "appends", "xattrs", "partial", "lower")
+    __slots__ = ("fd", "used", "writable", "appends", "xattrs", "partial", "lower", "waits")
 
     def __init__(self, fd: int, writable: bool = False) -> None:
         self.fd = fd  # immutable
@@ -33,6 +33,7 @@ class FileFd:
         self.xattrs: list[str] | None = None  # extended attributes of a lower file; set once, when listed
         self.partial: Partial | None = None  # set once: which data of a partial upper file are its own; the others ...
         self.lower: FileFd | None = None  # ... are in this lower file; None: that is missing or has changed
+        self.waits: bool | None = None  # whether a read may wait for a server; set once, by fuse.kernel.data
         self.used = True  # set by the owner at each use, cleared by the clock's hand
 
     def __enter__(self) -> FileFd:

@@ -36,7 +36,7 @@ def make(values: dict[str, Any], shown: str, version: str | None = None) -> tupl
     branches = handover.from_values(values["branches"])
     union = Union(options.union, branches)
     service = Service(options, union, Mounted.continued(**values["mounted"]), values["device"], shutdown)
-    session = Session.continued(options.serve, mounted_union.tuning(), values["session"])
+    session = Session.continued(options.serve, mounted_union.tuning(union), values["session"])
     service.version = version
     service.traffic, service.control_fd, service.since = session, values["control"], values["since"]
     if options.watch:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from unionfs.core import takeover
 from unionfs.core.union import Union
 from unionfs.daemon.options import DaemonOptions
 from unionfs.fuse.daemon_history import DIED, LEFT, DaemonHistory
@@ -24,6 +25,7 @@ from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.fuse.shutdown import GracefulShutdown
 from unionfs.fuse.traffic import Tally, Traffic
+from unionfs.syscalls import files
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -141,11 +143,16 @@ def why_not_upgraded(options: DaemonOptions, traffic: Traffic) -> str:
     return f"it has no keeper: {why}" if why else ""
 
 
-def tuning() -> Tuning:
-    """Return how our engine is to serve."""
+def tuning(union: Union) -> Tuning:
+    """Return how our engine is to serve.
+
+    If a lower is on FUSE, the attributes of each name are a message to its daemon. A listing then leaves them out: most
+    programs need those of few names, for which the kernel asks.
+    """
     from unionfs.fuse.kernel.session import Tuning
 
-    return Tuning(handles=os.geteuid() == 0)
+    is_on_fuse = any(files.filesystem_type(lower.fd) == files.FUSE for lower in takeover.opened(union).lowers)
+    return Tuning(readdirplus="never" if is_on_fuse else "always", handles=os.geteuid() == 0)
 
 
 def offer_view(service: Service) -> None:

@@ -239,7 +239,7 @@ def _mount_and_serve(
     service.notifier = notifier
     with service.until_its_end():
         os.chdir("/")
-        traffic = service.traffic = _negotiate(options, fd)
+        traffic = service.traffic = _negotiate(options, union, fd)
         if mounted.connection is not None:
             mounting.set_read_ahead(mounted.connection)
         union.learn_mounts()
@@ -266,7 +266,7 @@ def _mount_and_serve(
         service.serve()
 
 
-def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
+def _negotiate(options: DaemonOptions, union: Union, fd: int) -> Traffic:
     """Negotiate the protocol with the kernel. Done before the mount is reported as ready, so that it may fail."""
     if options.transport != "kernel":
         return Tally()
@@ -274,7 +274,7 @@ def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
     from unionfs.fuse.kernel.handshake import negotiate
 
     try:
-        return negotiate(fd, options.serve, mounted_union.tuning())
+        return negotiate(fd, options.serve, mounted_union.tuning(union))
     except OSError as error:
         raise StartError(f"mount failed: {options.mountpoint}: {error.strerror}") from error
     except Gone:

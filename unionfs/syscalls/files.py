@@ -47,9 +47,11 @@ XFLAG_IMMUTABLE: Final = 0x8  # FS_XFLAG_IMMUTABLE, of struct fsxattr
 XFLAG_APPEND: Final = 0x10
 
 EXT4: Final = 0xEF53  # <linux/magic.h>, EXT4_SUPER_MAGIC and so on
+FUSE: Final = 0x65735546
 XFS: Final = 0x58465342
 BTRFS: Final = 0x9123683E
 TMPFS: Final = 0x01021994
+RAMFS: Final = 0x858458F6
 F2FS: Final = 0xF2F52010
 
 _SETFLAGS: Final = 0x40086602

@@ -3,8 +3,9 @@
 Knows file descriptors and reply bytes. Does not know nodes, threads or the device.
 
 A read that would wait for a disk must not delay a `stat` of something else, so the first try asks for cached pages
-only (preadv2(2), RWF_NOWAIT). The bytes are read into one reused buffer, behind the space for the out header: the
-answer must be sent before the next READ.
+only (preadv2(2), RWF_NOWAIT). Filesystems that do not support that are in memory, or wait for a server (FUSE, NFS):
+there a thread reads, so that several reads are under way at once. The bytes are read into one reused buffer, behind the
+space for the out header: the answer must be sent before the next READ.
 
 Bytes are copied twice, into that buffer and out of it. Handing pages over by splice(2) was tried on Linux 6.18: at the
 128 KiB that read-ahead asks for it took five times the processor time of the copies.
@@ -38,6 +39,8 @@ class HasFd(Protocol):
 
 class ToRead(HasFd, Protocol):
     """A descriptor to read a file's data from. With `partial`, some of them are in `lower`; None: they are missing."""
+
+    waits: bool | None
 
     @property
     def partial(self) -> Partial | None: ...
@@ -74,6 +77,7 @@ _HEADER: Final = abi.OUT_HEADER.size
 _PAGE_MASK: Final = mmap.PAGESIZE - 1
 _NO_NOWAIT: Final = (errno.EOPNOTSUPP, errno.EINVAL)
 """Errors of preadv2 on filesystems without RWF_NOWAIT."""
+_IN_MEMORY: Final = (files.TMPFS, files.RAMFS)
 
 _pack_header: Final = abi.OUT_HEADER.pack_into
 _preadv: Final = os.preadv  # compiled code has no need to look it up at each call
@@ -87,6 +91,7 @@ class Reader:
         self._largest = largest  # immutable; the most bytes that one reply may carry
         self._reply = memoryview(new_room(_HEADER + largest))  # overwritten by every read
         self._rooms: dict[int, list[memoryview]] = {}  # by size: preadv's target; few sizes occur
+        self._servers: dict[int, bool] = {}  # by st_dev: whether a filesystem without RWF_NOWAIT is not in memory
 
     def read(self, file: ToRead, unique: int, offset: int, size: int) -> Reply | Work:
         """Return the reply if the bytes are in the page cache; otherwise the work to read them in any thread.
@@ -110,10 +115,22 @@ class Reader:
         except OSError as exc:
             if exc.errno not in _NO_NOWAIT:
                 raise
+            if file.waits or (file.waits is None and self._waits(file)):
+                return partial(_read_waiting, file, unique, offset, size)
             got = os.preadv(file.fd, room, offset)
         length = _HEADER + got
         _pack_header(self._reply, 0, length, 0, unique)
         return self._reply[:length]
+
+    def _waits(self, file: ToRead) -> bool:
+        """Set and return `file.waits`, for a file on a filesystem without RWF_NOWAIT. Asked once for each open file: on
+        FUSE, fstat(2) after a read is a message."""
+        device = os.fstat(file.fd).st_dev
+        known = self._servers.get(device)
+        if known is None:
+            known = self._servers[device] = files.filesystem_type(file.fd) not in _IN_MEMORY
+        file.waits = known
+        return known
 
     def _read_partial(self, file: ToRead, part: Partial, unique: int, offset: int, size: int) -> Reply | Work:
         """As `read`, for a file of which some data are in a lower file."""

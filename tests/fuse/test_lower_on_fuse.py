@@ -1,0 +1,62 @@
+"""A lower that is on FUSE itself: what is asked of its daemon, and that other requests do not wait for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.core.trees import tree
+from tests.fuse.daemons import Daemon, daemon_of
+from tests.support import mounts
+from tests.support.timing import limit
+from tests.support.users import User
+
+_NAMES = 100
+
+
+@pytest.fixture
+def stacked(scratch: Path, root_user: User, fuse_device: Path) -> Iterator[tuple[Path, Daemon]]:
+    """The mountpoint of a union, whose lower is the mountpoint of another one; and the daemon of that one."""
+    del fuse_device
+    tree(scratch / "files", " ".join(f"d/f{number}=content" for number in range(_NAMES)))
+    (scratch / "files/d/big").write_bytes(b"big" + bytes(2 << 20) + b"end")
+    for name in ("first", "second", "upper", "work"):
+        (scratch / name).mkdir()
+    first, second = scratch / "first", scratch / "second"
+    root_user.run(mounts.mount_argv([scratch / "files"], first, user=root_user, transport="kernel"))
+    with daemon_of(first) as daemon:
+        upper, work = scratch / "upper", scratch / "work"
+        argv = mounts.mount_argv([first], second, user=root_user, transport="kernel", upper=upper, work=work)
+        root_user.run(argv)
+        with daemon_of(second):
+            yield second, daemon
+
+
+def test_a_listing_asks_for_no_attributes(root_user: User, stacked: tuple[Path, Daemon]) -> None:
+    second, _ = stacked
+    listed = root_user.run(["ls", "-f", os.fspath(second / "d")]).stdout.split()
+    assert sorted(listed) == sorted([".", "..", "big", *(f"f{number}" for number in range(_NAMES))])
+    messages = json.loads(root_user.unionfs("stats", "--json", second).stdout)["messages"]
+    assert (messages["LOOKUP"], messages["READDIR"], "READDIRPLUS" in messages) == (1, 2, False)
+    long = root_user.run(["stat", "-c", "%s", *(os.fspath(second / f"d/f{number}") for number in range(_NAMES))])
+    assert long.stdout.split() == ["7"] * _NAMES
+
+
+def test_a_read_that_waits_delays_no_other_request(root_user: User, stacked: tuple[Path, Daemon]) -> None:
+    second, daemon = stacked
+    assert root_user.run(["sh", "-c", "head -c 3 d/big && echo a > new"], cwd=second).stdout == "big"
+    daemon.kill(signal.SIGSTOP)
+    with subprocess.Popen(["tail", "-c", "3", second / "d/big"], stdout=subprocess.PIPE) as reader:
+        try:
+            root_user.run(["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do echo a >> new; done"], cwd=second)
+            assert reader.poll() is None
+        finally:
+            daemon.kill(signal.SIGCONT)
+        assert reader.communicate(timeout=limit(30))[0] == b"end"
+    assert (second / "new").read_text() == "a\n" * 10
