@@ -461,7 +461,7 @@ def test_the_map_names_all_modules() -> None:
         assert existing - names <= {"errors", "entry", "progress"}, f"{package}: ARCHITECTURE.md does not name these"
 
 
-def test_the_checks_themselves_refuse_what_they_should() -> None:
+def test_the_checks_refuse_forbidden_imports() -> None:
     core, kernel = ALLOWED["unionfs.core"], ALLOWED["unionfs.fuse.kernel"]
     assert _is_refused("trio", "unionfs.core.copyup", core)
     assert _is_refused("unionfs.fuse.errors", "unionfs.core.copyup", core)

@@ -116,14 +116,14 @@ def _metadata(wheel: Path) -> email.message.EmailMessage:
     return made
 
 
-def test_the_source_archive_has_what_a_checkout_has(archives: Archives) -> None:
+def test_the_source_archive_has_the_files_of_a_checkout(archives: Archives) -> None:
     listed = process.run(["git", "-C", CHECKOUT, "ls-tree", "-r", "-z", "--name-only", "HEAD"]).stdout
     with tarfile.open(archives.sdist) as opened:
         found = {name.partition("/")[2] for name in opened.getnames()}
     assert set(filter(None, listed.split("\0"))) - found == set()
 
 
-def test_the_wheel_has_the_packages_and_what_belongs_to_them(archives: Archives) -> None:
+def test_the_wheel_has_the_packages_and_their_files(archives: Archives) -> None:
     with zipfile.ZipFile(archives.wheel) as opened:
         names = set(opened.namelist())
     modules = {
@@ -156,7 +156,7 @@ def test_the_base_needs_neither_compiler_nor_headers(archives: Archives) -> None
 
 
 @pytest.mark.usefixtures("fuse_device")
-def test_an_ordinary_user_mounts_with_what_is_installed(
+def test_an_ordinary_user_mounts_with_the_installed_program(
     installed: Installed, ordinary_user: User, scratch: Path
 ) -> None:
     lower, upper, merged = (scratch / name for name in ("lower", "upper", "merged"))

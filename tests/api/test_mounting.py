@@ -53,7 +53,7 @@ def test_a_union_is_mounted_for_a_block(base: Path) -> None:
     assert caught.value.errno == errno.ENOTCONN
 
 
-def test_what_is_in_use_is_refused_and_goes_lazily(base: Path) -> None:
+def test_a_mount_in_use_is_unmounted_lazily_only(base: Path) -> None:
     with unionfs.mount(["bottom"], "merged") as mounted, open(base / "merged" / "a") as held:
         with pytest.raises(unionfs.MountError) as caught:
             mounted.unmount()
@@ -64,7 +64,7 @@ def test_what_is_in_use_is_refused_and_goes_lazily(base: Path) -> None:
         assert held.read() == "bottom"
 
 
-def test_an_error_in_the_block_is_what_is_seen_although_the_union_is_in_use(base: Path) -> None:
+def test_an_error_in_the_block_is_raised_although_the_union_is_in_use(base: Path) -> None:
     with ExitStack() as later:
         with pytest.raises(KeyError):
             _fail_while_in_use(base / "merged", later)

@@ -86,7 +86,7 @@ def test_which_branch_shows_a_path(union: Union, base: Path) -> None:
     assert errno_of(lambda: union.which("etc/gone")) == errno.ENOENT
 
 
-def test_open_files_are_what_the_builtin_gives(union: Union) -> None:
+def test_open_files_behave_as_those_of_the_builtin(union: Union) -> None:
     with union.open("etc/hosts") as text, union.open("big", "rb") as reader, union.open("n", "w+b") as both:
         assert (type(text), type(reader), type(both)) == (io.TextIOWrapper, io.BufferedReader, io.BufferedRandom)
         assert (text.read(), text.mode, reader.name) == ("hosts", "r", "big")
@@ -231,7 +231,7 @@ def test_one_path_is_no_list_of_lowers(base: Path, lowers: str) -> None:
         Union(lowers)
 
 
-def test_what_cannot_be_a_union_is_refused_and_leaves_nothing(base: Path) -> None:
+def test_impossible_branches_are_refused_and_nothing_is_left(base: Path) -> None:
     for lowers, upper, code in (([], None, errno.EINVAL), (["none"], "changes", errno.ENOENT)):
         with pytest.raises(OptionError) as caught:
             Union(lowers, upper=upper)
@@ -285,7 +285,7 @@ def test_a_call_from_within_a_call_is_refused(union: Union) -> None:
         union.exists("etc")
 
 
-def test_an_interrupted_call_ends_the_union_and_not_what_is_on_disk(base: Path) -> None:
+def test_an_interrupted_call_ends_the_union_and_damages_no_file(base: Path) -> None:
     with Union(["bottom"], upper="changes") as union:
         union.write_bytes("before", b"1")
         with pytest.raises(KeyboardInterrupt), union._guard:
@@ -348,7 +348,7 @@ def test_rights_are_those_of_the_process(ordinary_user: User, scratch: Path) -> 
     ]
 
 
-def test_memory_does_not_grow_with_what_was_touched(base: Path) -> None:
+def test_memory_does_not_grow_with_accessed_files(base: Path) -> None:
     tree(base / "many", " ".join(f"d{number % 40}/f{number}=x" for number in range(400)))
     with Union(["many"], upper="changes") as union:
         for directory, _, names in union.walk():

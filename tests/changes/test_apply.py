@@ -101,7 +101,7 @@ AS_ROOT = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_target_becomes_what_the_union_showed(case: str, tmp_path: Path) -> None:
+def test_the_target_equals_the_union_afterwards(case: str, tmp_path: Path) -> None:
     before, upper, after = CASES[case]
     change = setting(tmp_path, before, upper)
     if case in COPIED_UP:
@@ -244,7 +244,7 @@ def test_a_failure_while_building_leaves_the_target_as_it_was(
         assert not change.journal.exists()
 
 
-def test_a_failure_in_the_middle_says_what_is_done_and_is_carried_on(
+def test_a_failure_in_the_middle_is_reported_and_the_apply_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, upper = KILL
@@ -471,7 +471,7 @@ for problem in change.plan().problems:
 
 
 @NEEDS_ROOT
-def test_without_root_only_what_the_user_may(scratch: Path, readable_code: Path) -> None:
+def test_without_root_missing_permissions_are_found_first(scratch: Path, readable_code: Path) -> None:
     """Every kind of missing permission is found before anything is touched."""
     target = tree(scratch / "target", "./:0777 own/:,1234,1234 own/f=1:,1234,1234 roots/f=1 sticky/:1777 sticky/f=1")
     upper = tree(

@@ -216,7 +216,7 @@ def test_hundreds_of_lowers(tmp_path: Path) -> None:
     assert listed(top, *roots) == ["C /d", "D /d/f299"]
 
 
-def test_links_of_what_did_not_change_are_known(tmp_path: Path) -> None:
+def test_links_of_unchanged_files_are_known(tmp_path: Path) -> None:
     """`ln a b` copies `a` up; b is a link to the lower's a, and the listing says to which."""
     root, top = tree(tmp_path / "lower", "a=1"), tree(tmp_path / "upper", "a=1 b==a")
     with Branches(str(top), [str(root)]) as branches:

@@ -109,7 +109,7 @@ def test_umount_completes(user: User, branches: tuple[Path, Path, Path]) -> None
 
 @as_ordinary_user
 @pytest.mark.transport(DEFAULT_TRANSPORT)
-def test_what_is_missing_is_told(user: User, branches: tuple[Path, Path, Path], scratch: Path) -> None:
+def test_missing_data_is_reported(user: User, branches: tuple[Path, Path, Path], scratch: Path) -> None:
     lower, upper, mountpoint = branches
     user.unionfs("mount", "--lower", lower, "--upper", upper, *OPTIONS, mountpoint)
     user.python(CHANGE, mountpoint)

@@ -30,7 +30,7 @@ def test_create_then_start(box: Box) -> None:
 
 
 @as_ordinary_user
-def test_prune_removes_what_does_not_run(box: Box) -> None:
+def test_prune_removes_containers_that_do_not_run(box: Box) -> None:
     box("container", "run", "-d", "--name", "on", "debian:1", "sleep", "1000")
     made = [box("create", "--name", name, "--label", f"is={name}", "debian:1", "true").stdout for name in ("a", "b")]
     assert box("container", "prune", "--force", "--filter", "label=is=b").stdout == made[1]

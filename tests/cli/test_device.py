@@ -139,7 +139,7 @@ def test_the_later_directory_wins_and_two_files_of_one_do_not(tmp_path: Path) ->
         cdi.resolve(["example.com/gpu=0"], directories)
 
 
-def test_a_name_that_nobody_has(tmp_path: Path) -> None:
+def test_an_unknown_device_name(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "broken.yaml").write_text("a: [")
     (tmp_path / "newer.yaml").write_text("cdiVersion: 9.0.0\n")

@@ -133,7 +133,7 @@ def test_what_its_copy_ups_have_cost(user: User, rootfs: list[Path]) -> None:
 
 
 @as_ordinary_user
-def test_costs_have_no_other_form(user: User) -> None:
+def test_costs_cannot_be_printed_with_nul_bytes(user: User) -> None:
     done = unionfs(user, "diff", "--cost", "-z", "box")
     assert done.returncode == 2
     assert "not allowed with" in done.stderr

@@ -291,7 +291,7 @@ def _shape(top: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("reader", ["unionfs", "fuse-overlayfs", "overlay"])
-def test_what_we_write_others_read(reader: str, place: Place) -> None:
+def test_other_programs_read_our_upper(reader: str, place: Place) -> None:
     """Our upper as a lower of fuse-overlayfs, of the kernel's overlay, and of ours."""
     if reader == "fuse-overlayfs":
         need("fuse-overlayfs")
@@ -331,7 +331,7 @@ cmp ours fuse-overlayfs; cmp ours overlay; cat ours
 """
 
 
-def test_what_a_user_writes_others_read(users_place: Place) -> None:
+def test_other_programs_read_the_upper_of_a_user(users_place: Place) -> None:
     """The same in a user namespace, where the marks are user.* attributes."""
     need("fuse-overlayfs")
     place = users_place

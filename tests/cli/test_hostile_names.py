@@ -84,7 +84,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("verb", sorted(set(unionfs_command.VERBS) - _SERVING))
-def test_what_is_asked_for_is_said_printable(root: Path, verb: str) -> None:
+def test_arguments_are_printed_printable(root: Path, verb: str) -> None:
     for argv in ([verb, HOSTILE], [verb, f"--{HOSTILE}"]):
         if verb not in ("run", "try", "create"):
             written = _on_terminal(unionfs_command.main, argv, root)

@@ -58,7 +58,7 @@ _LIST = """cd /; find . -xdev ! -path './proc*' ! -path './sys*' ! -path './dev*
 sort | while read f; do stat -c '%n %F %a %u:%g %h' $f; done; cat /data/file /data/kept/deep/down"""
 
 
-def test_a_container_of_a_file_shows_what_one_of_the_image_shows(user: User, files: tuple[Path, Path]) -> None:
+def test_a_container_of_an_image_file_equals_one_of_the_image(user: User, files: tuple[Path, Path]) -> None:
     shown = user.unionfs("run", "--rm", _IMAGE, "sh", "-c", _LIST).stdout
     assert "second\nkept\n" in shown
     for file in files:

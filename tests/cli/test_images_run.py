@@ -56,7 +56,7 @@ def test_user_and_names(box: Box) -> None:
 
 
 @as_ordinary_user
-def test_a_volume_of_the_image_begins_with_what_is_there_and_is_not_committed(box: Box) -> None:
+def test_a_volume_of_the_image_begins_with_its_files_and_is_not_committed(box: Box) -> None:
     script = "ls -d /etc/apt/sources.list; touch /etc/apt/new /etc/other"
     assert box("run", "--name", "vol", "set:1", script).stdout == "/etc/apt/sources.list\n"
     box("start", "-a", "vol")

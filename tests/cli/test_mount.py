@@ -156,7 +156,7 @@ def test_read_only_holds_back_an_upper(place: Place) -> None:
         place.user.unionfs("umount", place.path("mnt"))
 
 
-def test_marks_in_the_dialect_that_was_asked_for(place: Place) -> None:
+def test_marks_in_the_requested_dialect(place: Place) -> None:
     place.mount("--lower", "low", "--upper", "up", UNIONFS_WHITEOUT="overlay")
     with daemon_of(place.path("mnt")):
         place.user.run(["rm", "mnt/file"], cwd=place.top)

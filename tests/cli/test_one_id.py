@@ -117,7 +117,7 @@ def _told(member: tarfile.TarInfo) -> tuple[object, ...]:
     return member.type, member.mode, member.uid, member.gid, member.linkname, device, more
 
 
-def test_what_is_committed_is_what_full_ids_give(stores: tuple[Store, Store], package: Path) -> None:
+def test_a_commit_equals_one_with_full_ids(stores: tuple[Store, Store], package: Path) -> None:
     layers, seen = [], []
     for store in stores:
         store("run", "--name", "box", "-v", f"{package}:/mnt:ro", IMAGE, "sh", "-c", SCRIPT)

@@ -54,7 +54,7 @@ def test_users_are_made_and_packages_removed(podman: Podman, container: str) -> 
     ]
 
 
-def test_what_is_committed_is_what_was_seen(podman: Podman, container: str) -> None:
+def test_a_commit_has_the_files_that_the_container_showed(podman: Podman, container: str) -> None:
     see = (
         "find /usr/share/docs /etc /d -printf '%p %y %m %U %G %s %l\\n'"
         " | sort | grep -v -e ' /etc d' -e hostname -e resolv -e hosts"

@@ -110,7 +110,7 @@ def test_diff_of_a_stopped_container_and_of_two(store: Store) -> None:
         podman("rm", "-f", "-t", "0", "first", "second")
 
 
-def test_diffs_of_two_running_containers_look_at_nothing_that_is_equal(store: Store) -> None:
+def test_diffs_of_two_running_containers_skip_equal_files(store: Store) -> None:
     podman = store.podman
     names = ("first", "second")
     for name in names:

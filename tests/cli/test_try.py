@@ -198,7 +198,7 @@ def test_the_view_shows_neither_itself_nor_the_state(user: User, place: Path) ->
 
 
 @as_ordinary_user
-def test_two_at_once_know_nothing_of_each_other(user: User, place: Path) -> None:
+def test_two_at_once_do_not_see_each_others_changes(user: User, place: Path) -> None:
     children = [
         user.popen(
             [*user.unionfs_cmd, "try", "sh", "-c", "echo $0 > who; echo started; read go; cat who", name], cwd=place
@@ -358,7 +358,7 @@ def test_without_permission_nothing_is_done_and_nothing_is_lost(ordinary_user: U
     assert containers(ordinary_user) == []
 
 
-def test_root_applies_what_an_ordinary_user_kept(ordinary_user: User, root_user: User, scratch: Path) -> None:
+def test_root_applies_kept_changes_of_an_ordinary_user(ordinary_user: User, root_user: User, scratch: Path) -> None:
     """Whose the files are then: the directory's owner's; a number that was given away in the view is that number."""
     (scratch / "old").write_text("root's")
     place = ordinary_user.home / "place"

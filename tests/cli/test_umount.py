@@ -56,7 +56,7 @@ def test_the_daemon_has_ended_when_umount_returns(user: User, mountpoint: Path) 
 
 
 @as_ordinary_user
-def test_several_at_once_and_by_other_names(user: User, mountpoint: Path, scratch: Path) -> None:
+def test_several_mountpoints_at_once_and_by_other_paths(user: User, mountpoint: Path, scratch: Path) -> None:
     second = scratch / "second"
     second.mkdir()
     user.own(second)

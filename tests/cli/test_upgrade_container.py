@@ -38,7 +38,7 @@ for target in own_targets():
 """
 
 
-def test_a_running_container_goes_on_in_another_version(box: Box, user: User) -> None:
+def test_a_running_container_continues_in_another_version(box: Box, user: User) -> None:
     """Only its union is upgraded: `--all` would be all unions that root has on this machine."""
     container = box("run", "-d", "--name", "to-be-upgraded", "debian:1", "sh", "-c", _BUSY).stdout.strip()
     keepers, daemons = [], []

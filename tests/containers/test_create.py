@@ -28,7 +28,7 @@ def test_describing_makes_nothing_and_knows_volumes_without_a_name(tmp_path: Pat
     assert not os.path.exists(store.root)
 
 
-def test_what_is_described_is_what_is_made(tmp_path: Path) -> None:
+def test_the_described_container_is_the_one_made(tmp_path: Path) -> None:
     store = ContainerStore(str(tmp_path / "root"))
     made = create.create(store, config(tmp_path), "web")
     assert (made.facts, made.config) == (create.new(store, made.config).facts, config(tmp_path))

@@ -120,7 +120,7 @@ def test_a_merge_into_a_fork_of_the_fork(world: World) -> None:
     assert rows == [("a", 0), ("c", 1), ("d", 2), ("e", 3)]
 
 
-def test_what_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_runs_and_partly_applied_containers_change_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dry run; and commands on a container whose changes are partly applied."""
     world.make("a", *_BASE)
     world.fork("a", "b")

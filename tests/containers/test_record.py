@@ -88,7 +88,7 @@ def test_a_field_that_is_missing_is_named() -> None:
         record.from_json("/store", ID, json.dumps(values))
 
 
-def test_abandoned_is_what_should_have_been_removed_and_ran_on_this_machine() -> None:
+def test_abandoned_containers_ran_on_this_machine_and_should_have_been_removed() -> None:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     found = {}
     for where, here, removes in (("here", boot, True), ("kept", boot, False), ("elsewhere", "another-boot", True)):

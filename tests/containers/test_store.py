@@ -127,7 +127,7 @@ def test_a_zombie_does_not_live() -> None:
     os.waitpid(pid, 0)
 
 
-def test_an_update_keeps_what_others_wrote_meanwhile(store: ContainerStore) -> None:
+def test_an_update_keeps_concurrent_updates(store: ContainerStore) -> None:
     made = create(store)
     store.update(made, began_ns=7)
     store.exited(made, 1)  # of the value that does not know

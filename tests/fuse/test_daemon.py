@@ -88,7 +88,7 @@ def roots_place(scratch: Path, root_user: User, transport: str) -> Place:
     return _place(scratch, root_user, transport)
 
 
-def test_it_keeps_nothing_of_its_starter(place: Place) -> None:
+def test_it_closes_descriptors_of_its_starter(place: Place) -> None:
     """Whoever reads our output, or any other pipe that we were given, gets the end of it when the command returns."""
     read_fd, write_fd = os.pipe()
     argv = [*place.user.prefix, *place.argv()]
@@ -214,7 +214,7 @@ def test_the_process_that_unmounts_does_not_outlive_it(scratch: Path, ordinary_u
 _IGNORING = ("bash", "-c", "trap '' HUP INT QUIT TERM; exec \"$@\"", "bash")
 
 
-def test_a_daemon_does_not_inherit_what_its_starter_ignores(place: Place) -> None:
+def test_a_daemon_handles_signals_that_its_starter_ignores(place: Place) -> None:
     """`nohup unionfs mount`, or one in a script's background: daemon(7) wants the defaults, and signals end it."""
     place.user.run([*_IGNORING, *place.argv("--log", os.fspath(place.log))])
     with daemon_of(place.mountpoint) as daemon:
@@ -224,7 +224,7 @@ def test_a_daemon_does_not_inherit_what_its_starter_ignores(place: Place) -> Non
     assert place.complaints() == []
 
 
-def test_in_the_foreground_what_is_ignored_stays_ignored(place: Place) -> None:
+def test_in_the_foreground_ignored_signals_stay_ignored(place: Place) -> None:
     """As nohup wants it; SIGTERM ends it nevertheless, with the mount."""
     program = place.user.popen([*_IGNORING, *place.argv("--foreground")])
     with program:
@@ -382,7 +382,7 @@ def test_it_leaves_with_the_mount_namespace(ordinary_user: User, scratch: Path, 
     assert place.litter() == []
 
 
-def test_it_keeps_no_other_mount_busy(roots_place: Place, scratch: Path) -> None:
+def test_a_daemon_keeps_no_other_mount_busy(roots_place: Place, scratch: Path) -> None:
     """A second daemon, whatever namespace it lives in, does not hold the mount of the first."""
     place = roots_place
     second = scratch / "second"

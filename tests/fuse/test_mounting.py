@@ -123,7 +123,7 @@ def test_allow_other_needs_the_administrator(ordinary_user: User, mountpoint: Pa
     assert "add a line user_allow_other to /etc/fuse.conf" in said
 
 
-def test_a_directory_of_somebody_else_is_refused(ordinary_user: User, mountpoint: Path) -> None:
+def test_a_directory_of_another_user_is_refused(ordinary_user: User, mountpoint: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs a directory that belongs to somebody else")
     said = _mount_and_report(ordinary_user, mountpoint)

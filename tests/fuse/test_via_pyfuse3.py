@@ -328,7 +328,7 @@ async def test_statfs_says_how_long_names_may_be(adapter: Any) -> None:
 
 
 @pytest.mark.trio
-async def test_requests_that_need_no_answer_are_not_asked_twice(adapter: Any) -> None:
+async def test_flush_is_unsupported_so_the_kernel_sends_it_once(adapter: Any) -> None:
     with pytest.raises(pyfuse3.FUSEError) as refused:
         await adapter.flush(1)
     assert refused.value.errno == errno.ENOSYS

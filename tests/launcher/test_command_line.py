@@ -49,7 +49,7 @@ def test_bad_command_lines(user: User, tidy: None, arguments: list[str], told: s
     assert containers(user) == []
 
 
-def test_dry_run_says_what_would_be_done_and_does_nothing(user: User, debian: Path, tidy: None) -> None:
+def test_dry_run_prints_the_steps_and_does_nothing(user: User, debian: Path, tidy: None) -> None:
     told = user.unionfs("run", "--dry-run", "--name", "dry", "--network", "none", debian, "sh", "-c", "touch /x")
     lines = told.stdout.splitlines()
     assert lines[0].startswith("make a container dry in ")

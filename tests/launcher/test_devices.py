@@ -61,7 +61,7 @@ def test_other_processes_cannot_be_seen(run: Run, debian: Path) -> None:
     assert told.stdout == "[1, 2]\n"
 
 
-def test_init_reveals_nothing_of_the_host(run: Run, debian: Path) -> None:
+def test_init_reveals_no_file_of_the_host(run: Run, debian: Path) -> None:
     script = """
         tr '\\0' ' ' < /proc/1/cmdline | sed 's/ *$//'; echo; cat /proc/1/comm
         for name in environ maps mem; do cat /proc/1/$name; done

@@ -34,7 +34,7 @@ def test_capabilities_of_others(run: Run, debian: Path) -> None:
     assert status["Gid"].split() == ["33"] * 4
 
 
-def test_capabilities_that_were_asked_for(run: Run, debian: Path) -> None:
+def test_requested_capabilities(run: Run, debian: Path) -> None:
     status = _status(run("--cap-drop", "ALL", "--cap-add", "kill", debian, "cat", "/proc/self/status").stdout)
     assert [status[name] for name in ("CapPrm", "CapEff", "CapBnd")] == ["0000000000000020"] * 3
     status = _status(run("--allow-new-privileges", debian, "cat", "/proc/self/status").stdout)

@@ -138,7 +138,7 @@ def test_stopped_from_outside_and_continued(at_terminal: AtTerminal) -> None:
         assert user_side.settings() == before != raw
 
 
-def test_more_than_fits_goes_both_ways(at_terminal: AtTerminal) -> None:
+def test_more_data_than_buffers_hold_passes_both_ways(at_terminal: AtTerminal) -> None:
     # The command does not read while it writes, and we must not wait for it to read.
     script = "stty raw -echo; echo ready; head -c 300000 /dev/zero | tr '\\0' x; head -c 100000 | wc -c; echo over"
     with at_terminal("sh", "-c", script) as user_side:

@@ -68,7 +68,7 @@ def test_what_is_saved_is_loaded(store: Store, scratch: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
-def test_skopeo_reads_what_we_save(store: Store, scratch: Path, kind: str, ordinary_user: User) -> None:
+def test_skopeo_reads_our_archives(store: Store, scratch: Path, kind: str, ordinary_user: User) -> None:
     file = saved(store, scratch, "one:1")
     ordinary_user.run(["skopeo", "inspect", f"{kind}:{file}"])
     process.run(["skopeo", "copy", f"{kind}:{file}", f"oci:{scratch / 'back'}:t"])
@@ -78,7 +78,7 @@ def test_skopeo_reads_what_we_save(store: Store, scratch: Path, kind: str, ordin
 
 @pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
 @pytest.mark.parametrize("compress", [False, True])
-def test_we_load_what_skopeo_saves(store: Store, scratch: Path, kind: str, compress: bool) -> None:
+def test_we_load_archives_of_skopeo(store: Store, scratch: Path, kind: str, compress: bool) -> None:
     file = scratch / "theirs.tar"
     process.run(["skopeo", "copy", f"oci:{scratch / 'one'}:t", f"{kind}:{file}:some/name:3"])
     if compress:
@@ -181,7 +181,7 @@ NOWHERE = {"schemaVersion": 2, "manifests": [{"mediaType": "x", "digest": "sha25
         trees.tar_of([("oci-layout", {}, b"{}"), ("index.json", {}, json.dumps(NOWHERE).encode())]),
     ],
 )
-def test_what_is_no_archive_is_refused_and_leaves_nothing(scratch: Path, data: bytes) -> None:
+def test_a_file_that_is_no_archive_is_refused_and_leaves_nothing(scratch: Path, data: bytes) -> None:
     store = Store(str(scratch / "root"))
     with pytest.raises(Refused):
         archive.load(store, io.BytesIO(data))
@@ -312,7 +312,7 @@ def test_a_bare_tag_is_a_name(scratch: Path) -> None:
     assert shown(store, "some") == [["a", "b"]]
 
 
-def test_nulls_are_what_go_makes_of_them(scratch: Path) -> None:
+def test_nulls_are_read_as_go_reads_them(scratch: Path) -> None:
     made = Layout()
     config: dict[str, Any] = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": None}, "history": [None]}
     config["config"] = {"Labels": {"a": None}}

@@ -194,7 +194,7 @@ def test_verify_lists_changes(user: User, root: Path, rootfs: Path) -> None:
     assert "content" in found[0]["what"]
 
 
-def test_gc_keeps_what_containers_are_made_of(user: User, root: Path, rootfs: Path) -> None:
+def test_gc_keeps_layers_of_containers(user: User, root: Path, rootfs: Path) -> None:
     unionfs(user, "import", "--root", root, rootfs, "x:1")
     (layer,) = (root / "layers").iterdir()
     record = write_record(root, str(layer / "diff"))

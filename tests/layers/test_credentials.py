@@ -189,7 +189,7 @@ def test_an_entry_may_be_broken_into_lines(home: Path) -> None:
     assert credentials.find("r.example") == Credentials("me", "x" * 100)
 
 
-def test_a_password_is_not_in_what_is_printed() -> None:
+def test_no_password_is_printed() -> None:
     assert "pw" not in repr(Credentials("me", "pw", "token"))
     assert "token" not in repr(Credentials("me", "pw", "token")).replace("identity_token", "")
 

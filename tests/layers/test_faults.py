@@ -170,7 +170,7 @@ def test_the_rest_of_a_short_answer_is_requested(proxy: FaultProxy, scratch: Pat
     assert_whole(store, proxy.host)
 
 
-def test_a_registry_that_lies_about_ranges_is_asked_for_the_whole(proxy: FaultProxy, scratch: Path) -> None:
+def test_after_a_wrong_range_the_whole_blob_is_requested(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     cuts = iter([100_000])
     proxy.cut_answer = lambda method, path: next(cuts, None) if "/blobs/" in path else None
@@ -186,7 +186,7 @@ def test_a_registry_that_lies_about_ranges_is_asked_for_the_whole(proxy: FaultPr
     assert_whole(store, proxy.host)
 
 
-def test_a_busy_registry_is_asked_again(proxy: FaultProxy, scratch: Path) -> None:
+def test_a_request_to_a_busy_registry_is_repeated(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     busy = iter([429, 503, 502, 429])
 
@@ -200,7 +200,7 @@ def test_a_busy_registry_is_asked_again(proxy: FaultProxy, scratch: Path) -> Non
 
 
 @pytest.mark.parametrize("stage", ["POST", "PATCH", "PUT", "never answered"])
-def test_an_upload_that_breaks_goes_on(proxy: FaultProxy, scratch: Path, stage: str) -> None:
+def test_a_broken_upload_is_resumed(proxy: FaultProxy, scratch: Path, stage: str) -> None:
     data = os.urandom(700_000)
     (scratch / "blob").write_bytes(data)
     blob = Descriptor("application/octet-stream", digests.Digest(images.digest(data)), len(data))
@@ -303,7 +303,7 @@ def test_a_store_can_be_made_while_another_process_sweeps_it(scratch: Path, monk
 
 
 @pytest.mark.parametrize("after", range(4))
-def test_a_pull_that_is_killed_leaves_nothing_half(proxy: FaultProxy, scratch: Path, after: int) -> None:
+def test_a_killed_pull_leaves_no_partial_image(proxy: FaultProxy, scratch: Path, after: int) -> None:
     store = Store(str(scratch / "root"))
     child = _child(_PULLER, store.root, f"{proxy.host}/x:1")
     killed = threading.Event()
@@ -327,7 +327,7 @@ def test_a_pull_that_is_killed_leaves_nothing_half(proxy: FaultProxy, scratch: P
     assert_whole(store, proxy.host)
 
 
-def test_gc_frees_exactly_what_nothing_refers_to(proxy: FaultProxy, scratch: Path) -> None:
+def test_gc_frees_exactly_unreferenced_blobs_and_layers(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     pull(store, proxy.host)
     images.layout(scratch / "other", [BIG, trees.tar_of([("else", {}, b"")])])
@@ -350,7 +350,7 @@ def test_gc_frees_exactly_what_nothing_refers_to(proxy: FaultProxy, scratch: Pat
     assert len(gc.collect(store).layers) == 1
 
 
-def test_gc_does_not_start_while_somebody_adds(scratch: Path) -> None:
+def test_gc_is_refused_while_a_process_adds(scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     with store.adding(), pytest.raises(gc.Busy):
         gc.collect(store)
@@ -375,9 +375,7 @@ gc.collect(store.Store(sys.argv[1]))
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 8])
-def test_a_gc_that_is_killed_leaves_what_is_named_and_can_be_repeated(
-    proxy: FaultProxy, scratch: Path, steps: int
-) -> None:
+def test_a_killed_gc_keeps_named_images_and_can_be_repeated(proxy: FaultProxy, scratch: Path, steps: int) -> None:
     store = Store(str(scratch / "root"))
     pull(store, proxy.host)
     images.layout(scratch / "other", [TOP])

@@ -100,7 +100,7 @@ def test_what_is_dangerous_is_refused(scratch: Path, members: list[Member], why:
 
 
 @pytest.mark.parametrize("members", [case[1] for case in REFUSED], ids=[case[0] for case in REFUSED])
-def test_what_is_refused_leaves_nothing_in_a_store(scratch: Path, members: list[Member]) -> None:
+def test_a_refused_layer_leaves_nothing_in_a_store(scratch: Path, members: list[Member]) -> None:
     store = Store(str(scratch / "root"))
     tar = trees.tar_of([file("first", b"x"), *members])
     with store.adding():
@@ -154,7 +154,7 @@ def test_the_root_of_the_layer_is_the_root_of_all_names(
         assert path.stat().st_size == 0
 
 
-def test_what_is_below_a_symlink_is_hidden_and_shown_where_it_leads(scratch: Path) -> None:
+def test_entries_below_a_symlink_are_placed_at_its_target(scratch: Path) -> None:
     members = [file("run/x", b"1", mode=0o600), symlink("s", "/run"), file("s/x", b"2"), file("s/.wh.gone")]
     trees.unpacked(trees.tar_of(members), scratch / "layer")
     assert trees.names(scratch / "layer") == ["run", "run/.wh.gone", "run/x", "s"]
@@ -194,7 +194,7 @@ OWNERS: list[tuple[bytes, int]] = [
 
 
 @pytest.mark.parametrize(("tar", "wanted"), OWNERS)
-def test_owners_are_read_as_others_read_them(scratch: Path, tar: bytes, wanted: int) -> None:
+def test_owners_are_read_as_other_programs_read_them(scratch: Path, tar: bytes, wanted: int) -> None:
     trees.unpacked(tar + bytes(1024), scratch / "layer")
     assert (scratch / "layer/f").stat().st_uid == wanted
 
@@ -205,7 +205,7 @@ def test_a_malformed_number_is_refused(scratch: Path, pax: dict[str, str]) -> No
         trees.unpacked(raw(pax=pax), scratch / "layer")
 
 
-def test_ends_that_others_take(scratch: Path) -> None:
+def test_ends_of_tars_that_other_programs_accept(scratch: Path) -> None:
     extended = raw(data=b"", pax={"mtime": "1.5"})[:1024]
     for number, (tar, wanted) in enumerate(
         [
@@ -238,7 +238,7 @@ def test_whiteouts_become_marks(scratch: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_whiteout_of_what_the_layer_brings_hides_only_what_is_beneath(scratch: Path) -> None:
+def test_a_whiteout_hides_lower_layers_and_no_entry_of_its_own_layer(scratch: Path) -> None:
     for order, members in enumerate(([file(".wh.a"), file("a")], [file("a"), file(".wh.a")])):
         assert names_of(scratch, members, f"file{order}") == ["a"]
     for order, members in enumerate(([file(".wh.d"), file("d/f")], [file("d/f"), file(".wh.d")])):
@@ -277,7 +277,7 @@ def test_set_id_bits_come_with_their_owner_only(scratch: Path) -> None:
     assert told[b"sgid"][1:4] == (0o2755, 0, 77)
 
 
-def test_marks_and_labels_of_others_are_not_taken_over(scratch: Path) -> None:
+def test_marks_and_labels_of_other_programs_are_dropped(scratch: Path) -> None:
     names = ["trusted.overlay.redirect", "user.overlay.metacopy", "user.unionfs.origin", "security.ima", "user.fine"]
     pax = {f"SCHILY.xattr.{name}": "/etc" for name in names}
     result = trees.unpacked(trees.tar_of([file("a", b"x", pax_headers=pax)]), scratch / "layer")

@@ -141,7 +141,7 @@ def test_nothing_half_shows_and_a_second_try_succeeds(what: str, scratch: Path) 
 
 
 @pytest.mark.parametrize("what", list(WORK))
-def test_a_full_disk_leaves_nothing_half(what: str, scratch: Path) -> None:
+def test_a_full_disk_leaves_no_partial_file(what: str, scratch: Path) -> None:
     small = scratch / "small"
     small.mkdir()
     process.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", small])

@@ -122,7 +122,7 @@ def test_a_commit_contains_only_the_changes(store: Store, scratch: Path, mark: C
     assert [entry.comment for entry in config.history] == ["", "why"]
 
 
-def test_a_redirected_directory_comes_out_whole(store: Store, scratch: Path) -> None:
+def test_a_redirected_directory_is_written_whole(store: Store, scratch: Path) -> None:
     upper = trees.make(
         scratch / "upper", {"moved": Dir(mode=0o700), "moved/c": Symlink("elsewhere"), ".wh.tree": File()}
     )
@@ -166,7 +166,7 @@ def test_the_same_upper_gives_the_same_image(store: Store, scratch: Path, monkey
         commit(store, upper)
 
 
-def test_a_commit_on_nothing_and_on_what_is_not_there(store: Store, scratch: Path) -> None:
+def test_a_commit_on_no_image_and_on_a_missing_one(store: Store, scratch: Path) -> None:
     upper = trees.make(scratch / "upper", {"a": File(b"1")})
     make_image.commit(store, str(upper), None, make_image.ImageOptions(name="docker.io/library/scratch:1"))
     assert sorted(shown(store, "docker.io/library/scratch:1")) == [b"", b"a"]
@@ -191,7 +191,7 @@ def test_a_changed_file_changes_under_all_its_names(store: Store, scratch: Path)
     assert (top / "x/one").stat().st_ino == (top / "y/two").stat().st_ino
 
 
-def test_squash_keeps_what_is_shown(store: Store, scratch: Path) -> None:
+def test_squash_keeps_the_merged_tree(store: Store, scratch: Path) -> None:
     upper = trees.make(scratch / "upper", {"changed": File(b"2"), ".wh.gone": File(), "tree/.wh.a": File()})
     commit(store, upper)
     before = shown(store, "docker.io/library/new:1")
@@ -212,7 +212,7 @@ def test_squash_keeps_what_is_shown(store: Store, scratch: Path) -> None:
         make_image.squash(store, "new:1", make_image.ImageOptions(), keep=2)
 
 
-def test_layers_that_depend_on_what_is_beneath(store: Store, scratch: Path) -> None:
+def test_layers_that_depend_on_layers_beneath(store: Store, scratch: Path) -> None:
     tar = trees.tar_of([("dir/new", {}, b"x"), ("linked", {"type": b"1", "linkname": "dir/inside"}, b"")])
     base = images.digest(trees.tar_of([]))
     layout = Path(store.images)
@@ -322,7 +322,7 @@ def test_a_layer_survives_every_dialect(scratch: Path, dialect: str) -> None:
     assert again.getvalue() == sink.getvalue()
 
 
-def test_check_finds_what_is_wrong(scratch: Path) -> None:
+def test_check_finds_faults(scratch: Path) -> None:
     lower = trees.make(scratch / "lower", {"there": File(), "d/x": File()})
     layer = trees.make(
         scratch / "layer",

@@ -156,7 +156,7 @@ TAKEN: Final = {
 
 
 @pytest.mark.parametrize("case", share.of(TAKEN))
-def test_what_others_take_is_taken(place: Place, case: str) -> None:
+def test_answers_that_other_clients_accept_are_accepted(place: Place, case: str) -> None:
     verb, change = TAKEN[case]
     place.registry.detour = lambda request: change(place, request)
     if verb == "pull":
@@ -301,7 +301,7 @@ def test_a_download_that_breaks_earlier_or_later_without_ranges_is_given_up(plac
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_busy_token_server_is_asked_again(place: Place, status: int) -> None:
+def test_a_request_to_a_busy_token_server_is_repeated(place: Place, status: int) -> None:
     busy = [Answer(status, {"Retry-After": "0"})] * 2
     with TokenParty("token", basic=f"{USER}:{PASSWORD}") as tokens:
         tokens.detour = lambda request: busy.pop() if busy else None
@@ -409,13 +409,13 @@ def test_a_list_continues_at_its_link(place: Place, link: str) -> None:
 
 
 @pytest.mark.parametrize("link", ["<http://[::1/x>; rel=\"next\"", "<ftp://x/>; rel=\"next\""])  # fmt: skip
-def test_a_list_that_goes_on_at_no_address_is_refused(place: Place, link: str) -> None:
+def test_a_list_whose_next_page_has_no_address_is_refused(place: Place, link: str) -> None:
     place.registry.detour = lambda request: Answer(200, {"Link": link}, b'{"tags": ["1"]}')
     with pytest.raises(Refused):
         tags(place)
 
 
-def test_a_list_goes_on_at_the_registry_only(place: Place) -> None:
+def test_the_next_page_of_a_list_is_requested_from_the_registry_only(place: Place) -> None:
     link = f'<http://{place.registry.host}//{place.other.host}/v2/a/b/tags/list>; rel="next"'
     place.registry.detour = lambda request: (
         Answer(200, {"Link": link}, b'{"tags": ["1"]}') if request.path.startswith("/v2/a/b/tags/list?n=") else None

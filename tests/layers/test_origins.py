@@ -35,7 +35,7 @@ R: Final = "https://r.test"
         ("https://[::1]:5000/", "https://[::1]:5000", True),
     ],
 )
-def test_what_authorizes_goes_to_the_registrys_own_origin(to: str, registry: str, may: bool) -> None:
+def test_authorization_goes_to_the_registrys_own_origin(to: str, registry: str, may: bool) -> None:
     own = origins.origin(httpx.URL(registry))
     assert origins.may_have_authorization(origins.origin(origins.join("", to)), own) is may
 

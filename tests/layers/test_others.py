@@ -76,7 +76,7 @@ def test_umoci_works_in_the_store(scratch: Path) -> None:
     assert merged(store, "x:1") == before
 
 
-def test_umoci_starts_from_what_we_commit(scratch: Path) -> None:
+def test_umoci_unpacks_our_commits(scratch: Path) -> None:
     registries.need("umoci")
     store = Store(str(scratch / "root"))
     make_image.import_tar(store, io.BytesIO(ROOTFS), make_image.ImageOptions(name="docker.io/library/x:1"))

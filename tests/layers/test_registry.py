@@ -147,7 +147,7 @@ def test_an_upload_in_many_chunks(open_registry: registries.Registry, scratch: P
     assert open_registry.scratch.joinpath("storage").exists()
 
 
-def test_a_password_is_asked_for_and_taken(given: Path, scratch: Path) -> None:
+def test_a_requested_password_is_sent(given: Path, scratch: Path) -> None:
     with registries.Registry(scratch / "registry", password=True) as locked:
         upload(given, locked.host, "x:1", f"--dest-creds={registries.NAME}:{registries.PASSWORD}")
         store = Store(str(scratch / "root"))
@@ -171,7 +171,7 @@ def test_tls_is_verified(given: Path, scratch: Path) -> None:
         assert not pull(store, f"{secure.host}/x:1", blind).new
 
 
-def test_tokens_are_fetched_for_what_is_needed(given: Path, scratch: Path) -> None:
+def test_tokens_are_fetched_for_the_needed_scopes(given: Path, scratch: Path) -> None:
     keys = scratch / "keys"
     with (
         registries.TokenServer(keys) as tokens,

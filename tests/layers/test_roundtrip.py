@@ -84,7 +84,7 @@ def test_holes_come_back_as_holes(scratch: Path) -> None:
     assert (scratch / "again" / "sparse").stat().st_blocks == (tree / "sparse").stat().st_blocks
 
 
-def test_gnu_tar_reads_what_we_write_and_we_read_what_it_writes(scratch: Path) -> None:
+def test_gnu_tar_reads_our_tars_and_we_read_its_tars(scratch: Path) -> None:
     tree = trees.make(scratch / "tree", FULL)
     data, _ = packed(tree)
     (scratch / "ours.tar").write_bytes(data)
@@ -224,7 +224,7 @@ _FIELDS = st.fixed_dictionaries(
 @example("a/.wh.x/b", {}, False, None)
 @example("a", {}, False, (136, ord("7")))
 @example("a", {}, False, (124, ord("-")))
-def test_quick_headers_are_what_tarfile_reads(
+def test_quick_headers_equal_those_of_tarfile(
     name: str, fields: dict[str, Any], gnu: bool, damage: tuple[int, int] | None
 ) -> None:
     info = tarfile.TarInfo(name)

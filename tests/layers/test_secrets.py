@@ -250,14 +250,14 @@ def assert_nothing_more_is_known(world: World) -> None:
 
 
 @pytest.mark.parametrize("verb", share.of(VERBS))
-def test_registry_and_token_server_get_what_is_theirs(every_world: World, verb: str) -> None:
+def test_registry_and_token_server_get_their_own_secrets_only(every_world: World, verb: str) -> None:
     assert run(every_world, verb) == 0
     assert_nothing_more_is_known(every_world)
     assert every_world.thief.requests == []
 
 
 @pytest.mark.parametrize(("verb", "detour"), share.of((verb, detour) for verb in DETOURS for detour in DETOURS[verb]))
-def test_where_a_registry_sends_us_gets_nothing(world: World, verb: str, detour: Detour) -> None:
+def test_targets_of_a_registry_get_no_secret(world: World, verb: str, detour: Detour) -> None:
     send_away(world, detour)
     run(world, verb)
     assert world.thief.requests
@@ -329,7 +329,7 @@ def test_a_redirect_within_the_registry_keeps_its_secret(world: World) -> None:
 
 
 @pytest.mark.parametrize("status", [302, 307])
-def test_where_a_token_server_sends_us_gets_nothing(world_with_tokens: World, status: int) -> None:
+def test_targets_of_a_token_server_get_no_secret(world_with_tokens: World, status: int) -> None:
     world_with_tokens.tokens.detour = lambda request: Answer(
         status, {"Location": f"{world_with_tokens.thief.url}/steal"}
     )
@@ -350,7 +350,7 @@ def test_a_token_server_that_asks_for_more_gets_no_answer(world_with_tokens: Wor
     ("mirror_asks", "how", "has_own"),
     share.of(itertools.product(["basic", "bearer"], ["--mirror", "registries.conf"], [False, True])),
 )
-def test_a_mirror_gets_what_is_kept_for_its_own_name(
+def test_a_mirror_gets_the_credentials_of_its_own_name(
     every_world: World, mirror_asks: str, how: str, has_own: bool
 ) -> None:
     world = every_world
@@ -380,7 +380,7 @@ def test_a_mirror_gets_what_is_kept_for_its_own_name(
 
 
 @pytest.mark.parametrize("with_name", [False, True])
-def test_a_foreign_url_gets_what_stands_in_it(world: World, with_name: bool) -> None:
+def test_a_foreign_url_gets_the_credentials_in_it(world: World, with_name: bool) -> None:
     class Site(Party):
         def respond(self, request: Request) -> Answer:
             return Answer(302, {"Location": f"{world.thief.url}/x.tar", "Set-Cookie": f"sid={COOKIE}"})

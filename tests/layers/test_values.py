@@ -211,7 +211,7 @@ def test_what_is_no_platform_is_refused(text: str) -> None:
         manifest.parse_platform(text)
 
 
-def test_a_configuration_keeps_what_is_not_known_here() -> None:
+def test_a_configuration_keeps_unknown_fields() -> None:
     value = {
         "architecture": "amd64",
         "os": "linux",
@@ -319,11 +319,11 @@ def test_noted_owners_come_back(noted: owners.Override) -> None:
 @pytest.mark.parametrize(
     "value", [b"", b"0:0", b"0:0:9", b"a:0:755", b"0:0:755:x", b"4294967295:0:755", b"0:0:755:char-1", b"0:0:377777"]
 )
-def test_malformed_noted_owners_mean_nothing(value: bytes) -> None:
+def test_malformed_stored_owners_are_ignored(value: bytes) -> None:
     assert owners.read(value) is None
 
 
-def test_old_forms_of_noted_owners_are_read() -> None:
+def test_old_forms_of_stored_owners_are_read() -> None:
     assert owners.read(b"1:2:0755") == owners.Override(1, 2, 0o755)
     assert owners.read(b"3:-1:100755") == owners.Override(3, 65534, 0o755, stat.S_IFREG)  # fuse-overlayfs 1.10
     assert owners.read(b"0:6:0660:block8:0") == owners.Override(0, 6, 0o660, stat.S_IFBLK, (8, 0))  # 2.0

@@ -127,7 +127,7 @@ def test_images_are_shown_and_found_by_id(unionfs: Command, tar: Path, monkeypat
     assert unionfs("images", "-q") == ""
 
 
-def test_prune_keeps_what_has_a_name_or_a_container(unionfs: Command, tar: Path) -> None:
+def test_prune_keeps_images_with_a_name_or_a_container(unionfs: Command, tar: Path) -> None:
     named = digest_of(unionfs, unionfs("import", tar, "named:1"))
     unionfs("import", "-c", "CMD a", tar)
     used = digest_of(unionfs, unionfs("import", "-c", "CMD b", tar))
@@ -245,7 +245,7 @@ def test_import_from_a_server(unionfs: Command, tar: Path) -> None:
     assert os.listdir(unionfs.store.aside) == []
 
 
-def test_gc_can_be_asked_first(unionfs: Command, tar: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_of_gc_lists_the_same(unionfs: Command, tar: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unionfs("import", tar, "a:1")
     unionfs("rmi", "--no-prune", "a:1")
     there = sorted(os.listdir(Path(unionfs.store.images, "blobs/sha256"))), os.listdir(unionfs.store.layers)

@@ -68,7 +68,7 @@ def test_hidden_bytes_are_found_with_their_reason() -> None:
     assert report.layers[1].whiteouts == report.layers[1].opaque == {"oci": 1}
 
 
-def test_marks_act_on_what_is_beneath_only_wherever_they_stand() -> None:
+def test_marks_hide_lower_layers_only_at_any_place_in_the_tar() -> None:
     whiteout: Member = (".wh.f", {}, b"")
     file: Member = ("f", {}, b"3")
     for members in ([whiteout, file], [file, whiteout]):
@@ -132,7 +132,7 @@ _NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map("/".join)
 
 
 @given(st.lists(st.dictionaries(_NAMES, st.booleans(), max_size=6), min_size=1, max_size=4))
-def test_what_shows_is_what_a_stack_of_trees_shows(layers: list[dict[str, bool]]) -> None:
+def test_visible_entries_equal_those_of_merged_trees(layers: list[dict[str, bool]]) -> None:
     """Random layers of files and whiteouts, beside the plainest model: apply them to a dictionary, one by one."""
     shown: dict[str, int] = {}
     stack = []

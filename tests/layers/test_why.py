@@ -70,7 +70,7 @@ def test_redirects_lead_elsewhere(scratch: Path) -> None:
     assert [mark.kind for mark in top.marks] == ["redirect"]
 
 
-def test_never_other_than_the_union_shows(scratch: Path) -> None:
+def test_answers_equal_the_union_of_random_stacks(scratch: Path) -> None:
     """Random stacks: who provides and who merges is what the view says."""
     dice = random.Random(7)
     names, words = "abc", ("{}/", "{}", ".wh.{}", "{}/{}", "{}/.wh.{}", "{}/.wh..wh..opq", "{}/{}/{}", "{}/{}/.wh.{}")

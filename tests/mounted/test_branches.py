@@ -131,7 +131,7 @@ def _look_across_changes(branch: list[str], merged: str, more: str) -> None:
 
 
 @_as_ordinary_user
-def test_a_working_directory_goes_on(stand: MountedSubject) -> None:
+def test_a_working_directory_stays_valid(stand: MountedSubject) -> None:
     words = [*stand.user.unionfs_cmd, "branch"], str(stand.merged), str(_more(stand)), str(stand.lowers[0])
     stand.run(_work_in_a_directory, *words)
     stand.unmount()

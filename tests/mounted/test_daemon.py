@@ -343,7 +343,7 @@ def test_lazy_unmount(stand: MountedSubject) -> None:
 
 
 @pytest.mark.parametrize("transport", OURS)
-def test_a_daemon_elsewhere_keeps_no_other_mount_busy(
+def test_a_daemon_in_another_namespace_keeps_no_mount_busy(
     transport: str, root_user: User, ordinary_user: User, fuse_device: Path, scratch: Path
 ) -> None:
     """mount_namespaces(7): a daemon in a user namespace has copies of all mounts; what is unmounted goes there too.

@@ -145,7 +145,7 @@ def _write_meanwhile(freeze: list[str]) -> list[str]:
     return frozen
 
 
-def test_a_name_and_what_cannot_be(stand: MountedSubject) -> None:
+def test_a_given_name_and_refused_ones(stand: MountedSubject) -> None:
     assert _freeze(stand, "first") == str(stand.base / "first")
     for words, why in (
         (("first",), "File exists"),

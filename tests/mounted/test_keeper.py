@@ -60,7 +60,7 @@ def _stats(stand: MountedSubject) -> dict[str, object]:
     return found
 
 
-def test_what_is_open_goes_on(stand: MountedSubject) -> None:
+def test_open_files_stay_open(stand: MountedSubject) -> None:
     mount = _mount(stand)
     # The agent's child kills the daemon: it runs as the daemon's user.
     stand.run(_use_across_a_death, mount)
@@ -145,7 +145,7 @@ def transactions() -> None:
         database.close()
 
 
-def test_a_killed_keeper_leaves_a_daemon_that_goes_on(stand: MountedSubject) -> None:
+def test_the_daemon_continues_if_the_keeper_is_killed(stand: MountedSubject) -> None:
     keeper = chaos.keeper_of(_mount(stand))
     stand.agent.call(os.kill, keeper, signal.SIGKILL)
     deadline = time.monotonic() + limit(10)

@@ -150,7 +150,7 @@ def _turns(stand: Stand) -> tuple[list[str], dict[str, str], str, str]:
     return argv, {**stand.user.env, **stand._env}, str(stand.installed.place), str(other)
 
 
-def test_what_is_open_goes_on_in_another_version(stand: Stand) -> None:
+def test_open_files_stay_open_in_another_version(stand: Stand) -> None:
     before = stand.stats()
     assert before["version"] == "1.0"
     stand.run(_use_across_upgrades, *_turns(stand), timeout_s=240)
@@ -312,7 +312,7 @@ def _rename_and_write(argv: list[str], env: dict[str, str], code: int) -> str:
 
 @_as_ordinary_user
 @pytest.mark.parametrize("case", _FAILURES)
-def test_a_version_that_fails_while_it_takes_over_gives_the_mount_back(stand: Stand, case: str) -> None:
+def test_a_version_that_fails_during_the_takeover_is_replaced_by_the_old_one(stand: Stand, case: str) -> None:
     edits, why = _FAILURES[case]
     before = stand.stats()
     argv, env, *_ = _turns(stand)
@@ -350,7 +350,7 @@ def test_a_version_that_hangs_is_not_waited_for(stand: Stand, case: str) -> None
 
 
 @_as_ordinary_user
-def test_a_keeper_that_cannot_be_replaced_leaves_a_daemon_that_goes_on(stand: Stand) -> None:
+def test_the_daemon_continues_if_the_keeper_cannot_be_replaced(stand: Stand) -> None:
     argv, env, *_ = _turns(stand)
     edits: Edits = {"unionfs/daemon/upgrade.py": ("    channel.kept()\n", "    os._exit(1)\n")}
     stand.install("3.0", edits)
@@ -458,7 +458,7 @@ def test_mounts_that_cannot_be_handed_over_are_refused(stand: Stand) -> None:
 
 
 @pytest.mark.parametrize("option", ["--watch", "--passthrough"])
-def test_a_mount_with_this_option_goes_on_in_another_version(stand: Stand, option: str) -> None:
+def test_a_mount_with_this_option_continues_in_another_version(stand: Stand, option: str) -> None:
     if option == "--passthrough" and stand.user.uid != 0:
         pytest.skip("passthrough needs root of the machine")
     stand.unmount()

@@ -78,7 +78,7 @@ def test_mounts(same: Callable[..., str], bundle: Bundle, scratch: Path) -> None
     assert not (source / "new").exists()
 
 
-def test_a_tmpfs_that_begins_with_what_was_there(runtime_for: RuntimeFor, bundle: Bundle) -> None:
+def test_a_tmpfs_with_a_copy_of_the_directory_below(runtime_for: RuntimeFor, bundle: Bundle) -> None:
     bundle.mount("/data", "tmpfs", "tmpfs", "tmpcopyup", "size=1m")
     script = "find /data | sort; cat /data/dir/old; readlink /data/symlink; stat -c '%a %u %g %F' /data /data/file"
     bundle.shell(f"{script}; echo x > /data/new")

@@ -64,7 +64,7 @@ def test_what_is_refused_is_named(path: str, value: Any, told: str) -> None:
     assert told in str(caught.value)
 
 
-def test_unknown_names_and_null_are_nothing() -> None:
+def test_unknown_names_and_null_are_ignored() -> None:
     config = _with("process.noSuchThing", {"a": 1})
     config |= {"hooks": None, "annotations": None, "noSuchThing": 1}
     assert parse(config).hooks["prestart"] == ()

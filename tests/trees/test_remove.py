@@ -33,7 +33,7 @@ def test_locked_directories_and_links(tmp_path: Path) -> None:
     assert (outside / "keep").exists()
 
 
-def test_what_is_not_there_and_what_is_no_directory(tmp_path: Path) -> None:
+def test_a_missing_path_and_a_file(tmp_path: Path) -> None:
     remove_path(str(tmp_path / "nothing"))
     (tmp_path / "l").symlink_to(tree(tmp_path / "d", "keep=1"))
     remove_path(str(tmp_path / "l"))

@@ -54,7 +54,7 @@ def calls_of_a_turn(served: Served) -> Counter[str]:
     return found
 
 
-def test_nothing_is_called_for_it_while_nobody_records(served: Served) -> None:
+def test_without_a_recording_no_code_of_it_runs(served: Served) -> None:
     calls_of_a_turn(served)  # the first lookups read the directory
     before = calls_of_a_turn(served)
     recording = Activity(served.session, served.union)
@@ -117,7 +117,7 @@ def test_what_a_copy_was_used_for(served: Served) -> None:
     assert {each["use"] for each in recording.take(whole=True)["copy_ups"]} == {"removed", "data"}
 
 
-def test_what_is_known_from_before_and_what_was_forgotten(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_of_known_and_of_forgotten_names(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = Activity(served.session, served.union)
     recording.begin()
     for name in (b"f", b"f", b"none", b"none"):

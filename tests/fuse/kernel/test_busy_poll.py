@@ -99,7 +99,7 @@ def test_it_learns_that_the_program_asks_more_slowly_now() -> None:
     assert blocks(device.polled(busy_poll, BLOCK * (2 + REST))) == [False, True, *[False] * REST]
 
 
-def test_polls_in_vain_end_it_at_once() -> None:
+def test_polls_without_requests_end_polling_at_once() -> None:
     device = FakeDevice(think=10, wake=30)
     busy_poll = device.busy_poll()
     device.polled(busy_poll, BLOCK * 3)
@@ -107,7 +107,7 @@ def test_polls_in_vain_end_it_at_once() -> None:
     assert blocks(device.polled(busy_poll, BLOCK * (1 + REST))) == [True, *[False] * REST]
 
 
-def test_other_threads_that_want_the_processor_end_it_at_once() -> None:
+def test_waiting_threads_end_polling_at_once() -> None:
     """Also if the polls find requests: a program beside it, or another daemon, had to wait for it."""
     device = FakeDevice(think=10, wake=30)
     busy_poll = device.busy_poll()
@@ -128,7 +128,7 @@ def test_a_vain_poll_reads_the_device_so_often() -> None:
 
 
 @pytest.mark.parametrize(("mode", "is_unlimited", "polls"), [("on", False, 5), ("off", True, 0), ("auto", False, 0)])
-def test_otherwise_nothing_is_measured(mode: str, is_unlimited: bool, polls: int) -> None:
+def test_without_polling_nothing_is_measured(mode: str, is_unlimited: bool, polls: int) -> None:
     """`auto` without a free processor is as `off`."""
     device = FakeDevice(think=9, wake=30)  # which a read takes 2 of
     busy_poll = device.busy_poll(mode, is_unlimited=is_unlimited)

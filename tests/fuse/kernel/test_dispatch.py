@@ -50,7 +50,7 @@ def test_lookup(served: Served) -> None:
     assert (entry.entry_valid, entry.attr_valid) == (10**9, 10**9)
 
 
-def test_lookup_of_nothing(served: Served) -> None:
+def test_lookup_of_a_missing_name(served: Served) -> None:
     """Not ENOENT: an entry that the kernel may remember as missing."""
     missing = served.ask(wire.request(wire.LOOKUP, ROOT, b"nothing\0"))
     assert missing.error == 0
@@ -92,7 +92,7 @@ def test_reading_much(served: Served, offset: int, size: int) -> None:
     assert served.ask(wire.read(served.node(b"big"), offset, size)).body == b"B" * min(size, 1 << 20, BIG - offset)
 
 
-def test_reading_what_is_not_in_the_page_cache(served: Served) -> None:
+def test_reading_data_outside_the_page_cache(served: Served) -> None:
     """Left to a thread, with the same outcome."""
     node = served.node(b"big")
     fd = os.open(served.lower / "big", os.O_RDONLY)
@@ -320,7 +320,7 @@ def test_both_sides_of_an_exchange_are_copied_up(served: Served) -> None:
     assert (served.upper / "d" / "big2").read_bytes() == b"B" * BIG
 
 
-def test_truncation_copies_what_stays(served: Served) -> None:
+def test_truncation_copies_the_remaining_data(served: Served) -> None:
     node = served.node(b"big")
     attr = wire.attr_out(served.ask(wire.setattr_(node, 1 << 3, size=2 << 20)).body)
     assert attr.size == 2 << 20
@@ -354,7 +354,7 @@ def test_one_of_two_gives_up(served: Served) -> None:
     assert served.content(node)[:7] == b"second!"
 
 
-def test_whoever_comes_after_the_interrupt_is_served(served: Served) -> None:
+def test_a_request_after_the_interrupt_is_served(served: Served) -> None:
     node = served.node(b"big")
     job = begin(served, node, unique=10)
     served.raw(wire.request(wire.INTERRUPT, 0, struct.pack("=Q", 10), unique=11))

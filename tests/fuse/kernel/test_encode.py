@@ -61,7 +61,7 @@ def test_attributes_come_back(attrs: Attrs) -> None:
     assert 0 <= told.mtimensec < 10**9
 
 
-def test_statx_says_what_stat_says() -> None:
+def test_statx_equals_stat() -> None:
     device = FILE._replace(mode=0o60600, rdev=0x812345)
     body = wire.reply(ENCODER.statx(3, 2, device, ExtendedStat((5, 6), 0x10, 0x70))).body
     assert len(body) == 288

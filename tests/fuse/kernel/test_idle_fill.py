@@ -78,7 +78,7 @@ def test_a_file_is_completed(tmp_path: Path) -> None:
     stack.finish()
 
 
-def test_requests_keep_it_from_beginning(tmp_path: Path) -> None:
+def test_requests_delay_the_idle_fill(tmp_path: Path) -> None:
     stack = _stack(tmp_path)
     session = Session(ServeOptions(), Tuning())
     session.counts = requests = Requests()

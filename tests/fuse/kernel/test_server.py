@@ -280,13 +280,13 @@ def test_a_kernel_that_is_too_old_gets_its_answer(kernel: Kernel) -> None:
     assert kernel.hear().error == errno.EPROTO
 
 
-def test_a_newer_major_version_is_asked_twice(kernel: Kernel) -> None:
+def test_a_newer_major_version_gets_a_second_init(kernel: Kernel) -> None:
     kernel.say(wire.init(1, major=8))
     kernel.say(wire.init(45))
     assert negotiate(kernel.theirs.fileno(), ServeOptions()).minor == 45
 
 
-def test_nothing_goes_before_init(kernel: Kernel) -> None:
+def test_a_request_before_init_is_an_error(kernel: Kernel) -> None:
     """Then somebody else has answered that one: two cannot serve one mount."""
     kernel.say(wire.request(wire.GETATTR, body=bytes(16)))
     with pytest.raises(OSError, match="another process has begun"):
@@ -294,7 +294,7 @@ def test_nothing_goes_before_init(kernel: Kernel) -> None:
     assert kernel.hear().error == errno.EIO
 
 
-def test_a_kernel_that_says_nothing(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_sends_no_init(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshake, "_WAIT_MS", 1)
     with pytest.raises(TimeoutError, match="sends no INIT"):
         negotiate(kernel.theirs.fileno(), ServeOptions())

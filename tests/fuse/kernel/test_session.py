@@ -61,7 +61,7 @@ def test_oldest_kernel() -> None:
     assert Init.SETXATTR_EXT not in flags
 
 
-def test_nothing_is_asked_that_was_not_offered() -> None:
+def test_only_offered_features_are_requested() -> None:
     offered = Init.NO_OPEN_SUPPORT | Init.NO_OPENDIR_SUPPORT | Init.ASYNC_READ
     assert negotiate(fresh(), wire.init(45, int(offered), 0))[2] == offered
 

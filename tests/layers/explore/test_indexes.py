@@ -89,7 +89,7 @@ def test_a_damaged_index_is_made_again(scratch: Path, damage: str, ending: str) 
     assert victim.read_bytes() == whole
 
 
-def test_a_layer_that_is_not_what_the_image_says_is_refused(scratch: Path) -> None:
+def test_a_layer_with_another_digest_is_refused(scratch: Path) -> None:
     (layer,) = of_tars(BASE)
     layer.diff_id = "sha256:" + "0" * 64
     store = store_of(scratch, BASE)
@@ -107,7 +107,7 @@ def test_a_cut_off_tar_is_refused_also_from_another_process(scratch: Path, monke
         indexes.open_tree([layer], store_of(scratch, BASE), keep)
 
 
-def test_several_processes_make_what_one_makes(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_make_the_same_index(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexes, "_MANY_BYTES", 0)
     store = store_of(scratch, BASE, TOP)
     told: list[tuple[int, int]] = []

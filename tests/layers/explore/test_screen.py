@@ -137,7 +137,7 @@ def test_layers_are_chosen_and_shown_alone_or_whole() -> None:
     drive(body)
 
 
-def test_finding_goes_from_one_to_the_next() -> None:
+def test_next_and_previous_match() -> None:
     async def body(app: ExplorerApp, pilot: Pilot[None]) -> None:
         pane = app.query_one(TreePane)
         found = []
@@ -154,7 +154,7 @@ def test_finding_goes_from_one_to_the_next() -> None:
     drive(body)
 
 
-def test_filters_hide_what_they_say() -> None:
+def test_filters_hide_paths() -> None:
     async def body(app: ExplorerApp, pilot: Pilot[None]) -> None:
         await keys(pilot, "ctrl+u")
         assert names(app) == ["old/", "new/", "etc/"]
@@ -280,7 +280,7 @@ def test_two_images_are_beside_each_other() -> None:
     drive(body, (BASE, TOP), (BASE,), size=LARGE)
 
 
-def test_a_terminal_that_is_too_small_is_told_so() -> None:
+def test_a_terminal_that_is_too_small_shows_a_message() -> None:
     async def body(app: ExplorerApp, pilot: Pilot[None]) -> None:
         small = app.query_one("#small", Static)
         shown = [small.display]

@@ -50,7 +50,7 @@ def change(tree: TreeIndex, path: bytes, base: int = 0, level: int = 1) -> str:
     return tree.change(tree.find(path), base, level)
 
 
-def test_what_a_layer_changes_is_told() -> None:
+def test_changes_of_a_layer() -> None:
     with tree_of(of_tars(BASE, TOP)) as tree:
         expected = {
             b"etc": BELOW, b"etc/kept": SAME_HERE, b"etc/changed": CHANGED, b"etc/touched": METADATA,
@@ -78,7 +78,7 @@ def test_sizes_of_directories_are_those_of_every_level() -> None:
         assert tree.size(tree.find(b"old"), 1) == (0, 0)
 
 
-def test_what_is_wasted_has_its_cause_and_its_layer() -> None:
+def test_wasted_bytes_have_a_cause_and_a_layer() -> None:
     with tree_of(of_tars(BASE, TOP)) as tree:
         found = {tree.path(tree.node_of[one.entry]): (one.size, one.cause, one.by) for one in waste.hidden(tree)}
         assert found == {
@@ -99,7 +99,7 @@ def test_what_is_wasted_has_its_cause_and_its_layer() -> None:
         assert [one.size for one in waste.largest(tree, 3, waste.REMOVED_LATER)] == [4, 2, 1]
 
 
-def test_each_version_of_a_path_says_why_it_does_not_show() -> None:
+def test_each_hidden_version_of_a_path_names_the_reason() -> None:
     with tree_of(of_tars(BASE, TOP)) as tree:
 
         def told(path: bytes) -> list[tuple[int, str, str]]:
@@ -130,7 +130,7 @@ _members: st.SearchStrategy[Any] = st.one_of(
 
 
 @given(st.lists(st.lists(_members, max_size=8), min_size=1, max_size=4))
-def test_every_level_of_any_stack_is_as_the_size_report_tells(stack: list[list[Member]]) -> None:
+def test_every_level_of_random_stacks_equals_the_size_report(stack: list[list[Member]]) -> None:
     layers = of_tars(*stack)
     with tree_of(layers) as tree:
         report = size_report.SizeReport()
@@ -206,7 +206,7 @@ def test_numbers_are_those_of_du_and_find(scratch: Path) -> None:
             assert tree.size(tree.find(os.fsencode(one)), 0)[0] == files
 
 
-def test_names_are_found_and_filters_let_through_what_they_say() -> None:
+def test_names_are_found_and_paths_filtered() -> None:
     members: tuple[Member, ...] = (
         ("bin/su", {"mode": 0o4755}, b"\x7fELF" + b"x" * 100),
         ("tmp", {"type": b"5", "mode": 0o1777}, b""),
