@@ -45,7 +45,7 @@ def test_the_first_try_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("flaky", "code"), [(1, 0), (3, 0), (4, 1)])
-def test_what_passes_only_the_second_time_is_named(tmp_path: Path, flaky: int, code: int) -> None:
+def test_tests_that_pass_only_when_repeated_are_named(tmp_path: Path, flaky: int, code: int) -> None:
     done = _run(tmp_path, flaky=flaky)
     told = [line for line in done.stdout.splitlines() if line.startswith("flaky: ")]
     assert told == [f"flaky: test_it.py::test_flaky[{number}]" for number in range(flaky)]

@@ -100,7 +100,7 @@ def test_another_pythons_modules_are_left_alone(checkout: Path) -> None:
     assert _run(checkout, _WORDS).stdout == "Python (compiled for another Python: run .ci/setup)\n"
 
 
-def test_a_torn_stamp_is_none(checkout: Path) -> None:
+def test_an_incomplete_stamp_counts_as_missing(checkout: Path) -> None:
     (checkout / compiled.COMPILED_DIR / compiled.STAMP).write_text("")
     assert _run(checkout, _WORDS).stdout == "Python (not compiled: run .ci/setup)\n"
 

@@ -73,7 +73,7 @@ def test_a_command_server_runs_commands_as_programs_do(
     assert by_server == run()
 
 
-def test_turns_take_each_combination_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_select_each_combination_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
     group: list[Any] = [object() for _ in range(5)]
     taken: list[object] = []
     for number in range(5):
@@ -169,7 +169,7 @@ def _has_factor(given: ast.expr) -> bool:
     return isinstance(given, ast.Call) or not ast.unparse(given).rpartition(".")[2].isupper()
 
 
-def test_what_an_aborted_run_left_is_swept_and_a_live_run_is_not(root_user: User, run_dir: Path) -> None:
+def test_remains_of_an_aborted_run_are_removed_and_a_live_run_is_kept(root_user: User, run_dir: Path) -> None:
     dead = Path(tempfile.mkdtemp(prefix="run-", dir=scratch_dirs.base_dir()))
     (dead / "mnt").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", dead / "mnt"], check=True)

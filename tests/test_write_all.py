@@ -56,7 +56,7 @@ def test_an_outlet_does_not_wait(blocking: bool) -> None:
     assert found == [_DATA]
 
 
-def test_an_outlet_says_when_the_reader_has_gone() -> None:
+def test_an_outlet_reports_a_closed_reader() -> None:
     read_fd, write_fd = os.pipe()
     outlet = Outlet(write_fd)
     outlet.send(_DATA)

@@ -134,7 +134,7 @@ def test_files_open_for_writing_are_closed_with_the_union(base: Path) -> None:
     union.close()
 
 
-def test_files_that_are_thrown_away_are_forgotten(union: Union) -> None:
+def test_unclosed_files_are_forgotten_when_collected(union: Union) -> None:
     for _ in range(50):
         union.open("etc/hosts").read(1)
     gc.collect()

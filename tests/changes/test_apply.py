@@ -536,7 +536,7 @@ def test_giving_away_a_set_id_file_keeps_it_set_id(tmp_path: Path) -> None:
     assert change.listed() == []
 
 
-def test_force_goes_on_where_a_directory_has_gone(tmp_path: Path) -> None:
+def test_force_continues_where_a_directory_is_missing(tmp_path: Path) -> None:
     change = setting(tmp_path, "d/a=1", "b=1 d/:0700")
 
     def remove(what: str, _path: bytes) -> None:

@@ -149,7 +149,7 @@ def test_removed_is_gone_even_if_deleting_stops(store: ContainerStore) -> None:
     assert [name for name in os.listdir(store.containers) if not name.startswith(".lock")] == []
 
 
-def test_what_a_killed_creation_left_is_swept(store: ContainerStore) -> None:
+def test_remains_of_a_killed_creation_are_removed(store: ContainerStore) -> None:
     create(store)
     half = Path(store.containers, ".new")
     tree(half, "upper/ work/ container.json")

@@ -88,7 +88,7 @@ def roots_place(scratch: Path, root_user: User, transport: str) -> Place:
     return _place(scratch, root_user, transport)
 
 
-def test_it_closes_descriptors_of_its_starter(place: Place) -> None:
+def test_a_daemon_closes_descriptors_of_its_starter(place: Place) -> None:
     """Whoever reads our output, or any other pipe that we were given, gets the end of it when the command returns."""
     read_fd, write_fd = os.pipe()
     argv = [*place.user.prefix, *place.argv()]
@@ -117,7 +117,7 @@ def test_it_closes_descriptors_of_its_starter(place: Place) -> None:
         assert soft == hard
 
 
-def test_it_can_be_started_without_standard_descriptors(place: Place) -> None:
+def test_a_daemon_can_be_started_without_standard_descriptors(place: Place) -> None:
     shell = 'exec "$@" 0<&- 1>&- 2>&-'
     place.user.run(["sh", "-c", shell, "sh", *place.argv()])
     with daemon_of(place.mountpoint) as daemon:
@@ -126,7 +126,7 @@ def test_it_can_be_started_without_standard_descriptors(place: Place) -> None:
 
 
 @pytest.mark.parametrize("how", ["plain", "lazy"])
-def test_it_leaves_when_unmounted_by_others(place: Place, how: str) -> None:
+def test_a_daemon_ends_when_another_program_unmounts(place: Place, how: str) -> None:
     place.mount()
     with daemon_of(place.mountpoint) as daemon:
         assert place.read() == "content"
@@ -303,7 +303,7 @@ def test_a_killed_daemon_leaves_a_mount_that_can_be_removed(place: Place) -> Non
     assert place.litter() == []
 
 
-def test_it_serves_in_the_foreground_until_ctrl_c(place: Place) -> None:
+def test_a_daemon_in_the_foreground_serves_until_ctrl_c(place: Place) -> None:
     program = place.user.popen(place.argv("--foreground"))
     with program:
         while mount_at(place.mountpoint) is None:
@@ -332,7 +332,7 @@ input()
 """
 
 
-def test_it_leaves_with_the_holder_of_its_lifeline(place: Place) -> None:
+def test_a_daemon_ends_with_the_holder_of_its_lifeline(place: Place) -> None:
     argv = [sys.executable, "-c", _WITH_LIFELINE, *map(os.fspath, (place.lower, place.mountpoint)), place.transport]
     program = place.user.popen(argv)
     with program:
@@ -360,7 +360,7 @@ read wait
 """
 
 
-def test_it_leaves_with_the_mount_namespace(ordinary_user: User, scratch: Path, transport: str) -> None:
+def test_a_daemon_ends_with_its_mount_namespace(ordinary_user: User, scratch: Path, transport: str) -> None:
     """A daemon that stayed in the namespace would be the last one to keep it."""
     if not shutil.which("unshare"):
         pytest.skip("unshare is missing (Debian package util-linux)")
@@ -403,7 +403,7 @@ subprocess.run([*sys.argv[2:], f"/dev/fd/{fd}"], pass_fds=[fd], check=True)
 """
 
 
-def test_it_serves_a_descriptor_that_was_mounted_for_it(roots_place: Place) -> None:
+def test_a_daemon_serves_a_descriptor_that_another_program_mounted(roots_place: Place) -> None:
     place = roots_place
     argv = place.argv()[:-1]
     place.user.run([sys.executable, "-c", _HAND_OVER, os.fspath(place.mountpoint), *argv])

@@ -90,7 +90,7 @@ def test_nothing_of_a_killed_caller_is_had(held: tuple[int, Call], proc_fd: int)
         seccomp.answer(listener, call)
 
 
-def test_no_access_to_a_thread_that_reuses_the_number(
+def test_no_access_to_a_thread_with_a_reused_number(
     held: tuple[int, Call], other: tuple[int, int], proc_fd: int
 ) -> None:
     listener, call = held
@@ -132,7 +132,7 @@ def _arguments(name: str, address: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("name", share.of(INTERCEPTED))
-def test_each_call_leaves_a_thread_that_reuses_the_number_alone(
+def test_each_call_leaves_a_thread_with_a_reused_number_alone(
     held: tuple[int, Call], other: tuple[int, int], proc_fd: int, name: str
 ) -> None:
     """The caller is killed, and its number reused, after each of the looks that the kernel is asked for."""

@@ -130,7 +130,7 @@ def test_what_cannot_be_run_is_refused_in_words(
         _examined(file)
 
 
-def test_no_length_of_a_truncated_file_is_taken(tmp_path: Path, squash: bytes) -> None:
+def test_a_file_truncated_to_any_length_is_refused(tmp_path: Path, squash: bytes) -> None:
     whole = write_sif(tmp_path / "image.sif", squash, signed=True).read_bytes()
     file = tmp_path / "short"
     for length in (50, 127, 128, 4097, 4096 + 585, 4096 + 48 * 585, 32768, 36864 + 50, len(whole) - 1):

@@ -372,7 +372,7 @@ def test_check_reads_tars(scratch: Path) -> None:
     assert sorted(one.what.split(" ")[0] for one in lint.of_tar(io.BytesIO(bad))) == sorted(["the", "both", "it", "a"])
 
 
-def test_owners_are_noted_where_they_cannot_be_given(scratch: Path) -> None:
+def test_owners_that_cannot_be_set_are_stored(scratch: Path) -> None:
     tar = trees.tar_of(
         [
             ("f", {"uid": 5, "gid": 6, "mode": 0o4750}, b"x"),

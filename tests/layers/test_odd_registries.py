@@ -179,7 +179,7 @@ def test_skopeo_accepts_the_same_answers(place: Place, case: str) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-def test_a_manifest_is_stored_whichever_success_is_said(place: Place, status: int) -> None:
+def test_any_success_status_of_a_stored_manifest_is_accepted(place: Place, status: int) -> None:
     def change(request: Request) -> Answer | None:
         if request.method != "PUT" or "/manifests/" not in request.path:
             return None
@@ -473,7 +473,7 @@ def test_a_mirror_whose_name_cannot_be_one_is_passed_over(place: Place) -> None:
     assert trio.run(functools.partial(image.pull, place.store, f"{place.registry.host}/a/b:1", remote=remote)).new
 
 
-def test_a_failure_elsewhere_names_that_host(place: Place) -> None:
+def test_a_failure_after_a_redirect_names_that_host(place: Place) -> None:
     elsewhere = Party()
     with elsewhere:
         place.registry.detour = functools.partial(

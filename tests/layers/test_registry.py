@@ -62,7 +62,9 @@ def push(store: Store, text: str, to: str, remote: Remote | None = None) -> str:
     return trio.run(functools.partial(image.push, store, text, to, remote=remote))
 
 
-def test_what_skopeo_pushed_is_pulled_and_ready(open_registry: registries.Registry, given: Path, scratch: Path) -> None:
+def test_an_image_pushed_by_skopeo_is_pulled_and_unpacked(
+    open_registry: registries.Registry, given: Path, scratch: Path
+) -> None:
     upload(given, open_registry.host, "some/image:1")
     store = Store(str(scratch / "root"))
     pulled = pull(store, f"{open_registry.host}/some/image:1")
@@ -77,7 +79,7 @@ def test_what_skopeo_pushed_is_pulled_and_ready(open_registry: registries.Regist
     assert os.listdir(store.partial) == os.listdir(store.aside) == []
 
 
-def test_by_digest_and_by_both(open_registry: registries.Registry, given: Path, scratch: Path) -> None:
+def test_pull_by_digest_and_by_name_and_digest(open_registry: registries.Registry, given: Path, scratch: Path) -> None:
     upload(given, open_registry.host, "by/digest:1")
     store = Store(str(scratch / "root"))
     digest = pull(store, f"{open_registry.host}/by/digest:1").digest
@@ -196,7 +198,7 @@ def test_tokens_are_fetched_for_the_needed_scopes(given: Path, scratch: Path) ->
         assert tokens.asked[0]["grant_type"] == ["refresh_token"]
 
 
-def test_a_token_that_ends_is_renewed(given: Path, scratch: Path) -> None:
+def test_an_expired_token_is_renewed(given: Path, scratch: Path) -> None:
     keys = scratch / "keys"
     with (
         registries.TokenServer(keys, life_s=1) as tokens,

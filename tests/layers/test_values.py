@@ -54,7 +54,7 @@ def test_a_reference_is_completed_as_docker_does(text: str, full: str, familiar:
         "[::1/x", "a\0b", "\ud800",
     ],
 )  # fmt: skip
-def test_what_is_no_reference_is_refused(text: str) -> None:
+def test_malformed_references_are_refused(text: str) -> None:
     with pytest.raises(Malformed) as refused:
         reference.parse(text)
     assert refused.value.exit_code == 2
@@ -71,7 +71,7 @@ def test_any_text_is_a_reference_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x y", "/x", "host/path", "host:", "host:x", "a" * 300 + " "])
-def test_what_is_no_registry_is_refused(text: str) -> None:
+def test_malformed_registries_are_refused(text: str) -> None:
     with pytest.raises(Malformed):
         reference.check_registry(text)
 
@@ -84,7 +84,7 @@ def test_docker_hub_has_many_names() -> None:
 @pytest.mark.parametrize(
     "bad", [None, 5, "", "sha256:", "sha256:" + "a" * 63, "sha256:" + "G" * 64, SHA + "\n", "x:" + "a" * 64]
 )
-def test_what_is_no_digest_is_refused(bad: object) -> None:
+def test_malformed_digests_are_refused(bad: object) -> None:
     with pytest.raises(Malformed):
         digests.parse(bad)
 
@@ -158,7 +158,7 @@ def test_a_malformed_manifest_is_refused(changes: dict[str, Any]) -> None:
         b" " * (5 << 20),
     ],
 )
-def test_what_is_no_manifest_is_refused(data: bytes) -> None:
+def test_malformed_manifests_are_refused(data: bytes) -> None:
     with pytest.raises(Refused):
         manifest.parse(data)
 

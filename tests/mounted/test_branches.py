@@ -83,7 +83,7 @@ def _stack(stand: MountedSubject) -> list[str]:
     return [each["path"] for each in json.loads(_branch(stand, "ls", "--json", str(stand.merged)))]
 
 
-def test_branches_come_and_go(stand: MountedSubject) -> None:
+def test_branches_are_added_and_removed(stand: MountedSubject) -> None:
     stand.run(_look_across_changes, [*stand.user.unionfs_cmd, "branch"], str(stand.merged), str(_more(stand)))
     assert _stack(stand) == [str(path) for path in (stand.upper, *stand.lowers)]
     assert stand.complaints() == []
@@ -177,7 +177,7 @@ def _mount_inside(branch: list[str], merged: str, more: str) -> None:
 
 
 @_as_ordinary_user
-def test_what_the_upper_keeps_is_listed(stand: MountedSubject) -> None:
+def test_dependencies_of_the_upper_are_listed(stand: MountedSubject) -> None:
     top, merged = str(stand.lowers[0]), str(stand.merged)
     _branch(stand, "add", merged, str(_more(stand)))
     stand.run(_change_some)

@@ -146,7 +146,7 @@ def test_lowers_are_untouched(session: Session) -> None:
 
 
 @pytest.mark.no_turns
-def test_log_is_quiet(session: Session) -> None:
+def test_the_log_has_no_warning(session: Session) -> None:
     """Nothing that programs do is a reason for the daemon to warn."""
     told = session.stand.complaints()
     assert not told, "\n".join(told)

@@ -360,7 +360,7 @@ def test_a_daemon_in_another_namespace_keeps_no_mount_busy(
         assert ours.daemons() == {}
 
 
-def test_nothing_of_the_caller_is_kept(stand: MountedSubject) -> None:
+def test_no_descriptor_or_session_of_the_caller_is_kept(stand: MountedSubject) -> None:
     """daemon(7): a session of its own, the root directory, no descriptor of the caller, no controlling terminal."""
     pid = _daemon_of(stand)
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

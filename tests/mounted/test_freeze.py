@@ -52,7 +52,7 @@ def test_programs_go_on(stand: MountedSubject) -> None:
 
 
 @pytest.mark.parametrize("keeper", ["its own", "any"])
-def test_it_outlives_its_daemon(stand: MountedSubject, keeper: str) -> None:
+def test_a_frozen_union_outlives_its_daemon(stand: MountedSubject, keeper: str) -> None:
     """Files keep what they show, inode numbers included; those that are open go on, also without a name."""
     if keeper == "its own":
         stand.unmount()

@@ -159,7 +159,7 @@ def test_the_daemon_continues_if_the_keeper_is_killed(stand: MountedSubject) -> 
     stand.unmount()
 
 
-def test_without_a_keeper_there_is_none(stand: MountedSubject) -> None:
+def test_without_a_keeper_stats_show_none(stand: MountedSubject) -> None:
     stand.unmount()
     stand._keeper = False
     stand.mount()

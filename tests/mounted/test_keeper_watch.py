@@ -44,7 +44,7 @@ def _until(seen: Callable[[], object], wanted: object) -> None:
     same(seen(), wanted)
 
 
-def test_what_changes_without_a_daemon_is_seen(stand: MountedSubject) -> None:
+def test_changes_while_no_daemon_runs_are_noticed(stand: MountedSubject) -> None:
     stand.run(_change_while_stopped, chaos.mount(f"{stand.base}/"), stand.lowers[0], timeout_s=60)
     stand.unmount()
 
@@ -80,7 +80,7 @@ def _change_while_stopped(mount: str, low: Path) -> None:
     _until(lambda: os.path.exists("d/e/late") and read("d/e/late"), b"late")
 
 
-def test_what_was_made_since_the_mount_is_there(stand: MountedSubject) -> None:
+def test_directories_made_since_the_mount_stay(stand: MountedSubject) -> None:
     """The keeper has read the root directory when it began to watch."""
     stand.run(_make_and_kill, chaos.mount(f"{stand.base}/"), timeout_s=60)
     stand.unmount()

@@ -262,7 +262,7 @@ _REFUSALS: dict[str, tuple[Edits, str]] = {
 
 @_as_ordinary_user
 @pytest.mark.parametrize("case", share.of(_REFUSALS))
-def test_a_version_that_cannot_continue_is_not_taken(stand: Stand, case: str) -> None:
+def test_a_version_that_cannot_continue_is_refused(stand: Stand, case: str) -> None:
     edits, why = _REFUSALS[case]
     before = stand.stats()
     stand.install("2.0", edits)
@@ -584,7 +584,7 @@ def test_the_executed_file_does_nothing_by_itself(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"junk", marshal.dumps(5), marshal.dumps({"format": 1})])
-def test_values_that_are_none_are_refused(data: bytes) -> None:
+def test_malformed_values_are_refused(data: bytes) -> None:
     fd = os.memfd_create("values", 0)
     os.write(fd, data)
     entry = CHECKOUT / "unionfs/upgrade_entry.py"

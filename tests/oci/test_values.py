@@ -58,7 +58,7 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         ("windows", {"layerFolders": []}, "windows: is not for this platform"),
     ],
 )  # fmt: skip
-def test_what_is_refused_is_named(path: str, value: Any, told: str) -> None:
+def test_refused_fields_are_named(path: str, value: Any, told: str) -> None:
     with pytest.raises(OciError) as caught:
         parse(_with(path, value))
     assert told in str(caught.value)

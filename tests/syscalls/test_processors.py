@@ -80,7 +80,7 @@ def test_names_with_all_kinds_of_separators(tmp_path: Path) -> None:
     assert not is_unlimited(tmp_path, "3:memory:/x\x0cy\n0::/a\x0b\u2028b\n")
 
 
-def test_any_quota_is_one(tmp_path: Path) -> None:
+def test_a_large_quota_is_a_quota(tmp_path: Path) -> None:
     written(tmp_path / "cpu.max", "12800000 100000\n")
     assert not is_unlimited(tmp_path, "0::/\n")
 
@@ -109,5 +109,5 @@ other.communicate()
 """
 
 
-def test_who_offers_a_processor_that_another_wants_is_preempted() -> None:
+def test_a_process_that_yields_is_preempted() -> None:
     assert int(run([sys.executable, "-c", _COUNT]).stdout) >= 10

@@ -71,13 +71,13 @@ def blocks(polled: list[bool]) -> list[bool]:
     return [True in block for block in found]
 
 
-def test_it_polls_where_waking_is_expensive() -> None:
+def test_polling_where_waking_is_expensive() -> None:
     device = FakeDevice(think=10, wake=30)
     polled = blocks(device.polled(device.busy_poll(), BLOCK * 2 * (2 + KEPT)))
     assert polled == [False, True, *[True] * KEPT] * 2, "and measures again after some blocks"
 
 
-def test_it_sleeps_where_waking_is_cheap() -> None:
+def test_sleeping_where_waking_is_cheap() -> None:
     device = FakeDevice(think=20, wake=5)
     trials = [at for at, is_polled in enumerate(blocks(device.polled(device.busy_poll(), BLOCK * 1000))) if is_polled]
     rests = [next_one - at - 2 for at, next_one in pairwise(trials)]
@@ -85,13 +85,13 @@ def test_it_sleeps_where_waking_is_cheap() -> None:
     assert set(rests[5:]) == {MOST_REST}, "but there is a longest one"
 
 
-def test_it_polls_for_a_program_that_asks_again_at_once() -> None:
+def test_polling_for_a_program_that_sends_requests_at_once() -> None:
     """Polling then takes no more processor time than falling asleep and waking up."""
     device = FakeDevice(think=2, wake=3)
     assert sum(blocks(device.polled(device.busy_poll(), BLOCK * 66))) == 64
 
 
-def test_it_learns_that_the_program_asks_more_slowly_now() -> None:
+def test_polling_ends_when_the_program_sends_requests_more_slowly() -> None:
     device = FakeDevice(think=10, wake=30)
     busy_poll = device.busy_poll()
     device.polled(busy_poll, BLOCK * (2 + KEPT))

@@ -176,7 +176,7 @@ def test_what_they_forbid_when_set_through_the_union(lower: Path, scratch: Path,
     assert (lower / "i-dir/f").read_text() == "f"
 
 
-def test_they_are_shown_and_carried(lower: Path, scratch: Path, mount: MakeMount) -> None:
+def test_flags_are_shown_and_copied_up(lower: Path, scratch: Path, mount: MakeMount) -> None:
     """Also by statx(2). What is copied up keeps the flags that the upper can have."""
     for name, flags in (("f", "+sSdA"), ("d", "+dAD"), ("empty", "+dA")):
         (lower / name).mkdir() if name == "d" else (lower / name).write_text("" if name == "empty" else "x")
@@ -196,7 +196,7 @@ def test_they_are_shown_and_carried(lower: Path, scratch: Path, mount: MakeMount
         assert _flags(union.path / name) == _flags(lower / name), name
 
 
-def test_they_can_be_taken_away_through_the_union(lower: Path, mount: MakeMount) -> None:
+def test_flags_can_be_cleared_through_the_union(lower: Path, mount: MakeMount) -> None:
     union = mount(lower)
     for name in ("i", "i-dir"):
         assert subprocess.run(["chattr", "+d", union.path / name], capture_output=True, check=False).returncode != 0

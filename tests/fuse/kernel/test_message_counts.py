@@ -160,7 +160,7 @@ def test_creating(layers: list[Path], mount: Callable[..., Mount], watch: bool) 
     assert mounted.ask("sent") == "0\n"
 
 
-def test_lookups_that_miss(mounted: Mount) -> None:
+def test_lookups_of_missing_names(mounted: Mount) -> None:
     mounted.run("stat", ".", "d1")
     mounted.new_messages()
     mounted.python(MISSING)

@@ -120,7 +120,7 @@ def test_changes_are_notified(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize(("minor", "seconds"), [(45, 10**9), (44, 10**9), (43, int(UNWATCHED_S))])
-def test_how_long_missing_names_are_believed(watched: Watched, minor: int, seconds: int) -> None:
+def test_timeout_of_missing_names(watched: Watched, minor: int, seconds: int) -> None:
     """As long as all others, if the kernel can be told to believe none of them any more."""
 
     def talk() -> None:

@@ -87,7 +87,7 @@ class Kernel:
             assert now.body == then.body
 
 
-def test_the_same_answers_as_then(tmp_path: Path) -> None:
+def test_answers_equal_the_recorded_ones(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     union = Union(Options(
         lowers=(str(tree(tmp_path / "top", TOP)), str(tree(tmp_path / "lower", LOWER))),

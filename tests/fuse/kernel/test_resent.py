@@ -76,7 +76,7 @@ def _lookup(name: bytes, unique: int = 2) -> bytes:
 
 @pytest.mark.parametrize("until_done", [True, False])
 @pytest.mark.parametrize("what", _MADE)
-def test_what_was_made_is_answered_as_made(served: Served, what: str, until_done: bool) -> None:
+def test_a_repeated_creation_of_a_made_object_succeeds(served: Served, what: str, until_done: bool) -> None:
     lives = _Lives(served)
     opcode, body = _MADE[what]
     lives.first(_lookup(b"f"), wire.request(opcode, ROOT, body, unique=_UNIQUE), until_done=until_done)
@@ -96,7 +96,7 @@ def test_what_was_made_is_answered_as_made(served: Served, what: str, until_done
 
 @pytest.mark.parametrize("until_done", [True, False])
 @pytest.mark.parametrize("what", _REMOVED)
-def test_what_was_removed_is_answered_as_removed(served: Served, what: str, until_done: bool) -> None:
+def test_a_repeated_removal_of_a_removed_object_succeeds(served: Served, what: str, until_done: bool) -> None:
     (served.upper / "empty").mkdir()
     lives = _Lives(served)
     opcode, body = _REMOVED[what]
