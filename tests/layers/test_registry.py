@@ -62,9 +62,7 @@ def push(store: Store, text: str, to: str, remote: Remote | None = None) -> str:
     return trio.run(functools.partial(image.push, store, text, to, remote=remote))
 
 
-def test_an_image_pushed_by_skopeo_is_pulled_and_unpacked(
-    open_registry: registries.Registry, given: Path, scratch: Path
-) -> None:
+def test_an_image_pushed_by_skopeo_is_pulled(open_registry: registries.Registry, given: Path, scratch: Path) -> None:
     upload(given, open_registry.host, "some/image:1")
     store = Store(str(scratch / "root"))
     pulled = pull(store, f"{open_registry.host}/some/image:1")

@@ -57,9 +57,7 @@ def _build(seed: int, branches: Sequence[Path]) -> None:
         for each in _SUBJECTS
     ],
 )
-def test_concurrent_programs_get_the_results_of_single_ones(
-    subject: Subject, seed: int, scratch: Path, request: pytest.FixtureRequest
-) -> None:
+def test_concurrent_equals_alone(subject: Subject, seed: int, scratch: Path, request: pytest.FixtureRequest) -> None:
     if reason := unavailable(subject):
         pytest.skip(reason)
     request.getfixturevalue("fuse_device")
