@@ -4,10 +4,11 @@
 
 As root, so that no user namespace is made; containers that do not run, in a temporary store. Prints one JSON line per
 number of files, with the median milliseconds in this process: `freeze` of the changes, `fork` of a frozen container,
-`merge_shared` (a fork's branches become the parent's), `merge_moved` (the parent has changed the directory's mode, so
-the files go to a new branch), `merge_copied` (as well, and the fork is kept; the copies are synced), `drop`, and to
-compare with `cp` of the changed files (cp -a --reflink=auto), and `cp_synced` (with `sync -f`). `..._processor` is the
-processor time, which other work on the machine changes less.
+`merge_shared` (a fork's branches become the parent's), `merge_again` (as well, and a further branch gets the mode of
+the directory, which the parent has changed), `merge_moved` (one file conflicts, so all go to a new branch),
+`merge_copied` (as well, and the fork is kept; the copies are synced), `drop`, and to compare with `cp` of the changed
+files (cp -a --reflink=auto), and `cp_synced` (with `sync -f`). `..._processor` is the processor time, which other work
+on the machine changes less.
 """
 
 from __future__ import annotations
@@ -60,9 +61,11 @@ def _round(top: Path, files: int, took: dict[str, list[float]]) -> None:
     main_ = store.add(record.new(store.root, config, "main"))
     _fill(main_, "frozen", files)
     timed("freeze", lambda: freeze.freeze(main_))
-    for name in ("shared", "moved", "copied"):
+    for name in ("shared", "again", "moved", "copied"):
         timed("fork", lambda name=name: forks.fork(store.find("main"), name))  # type: ignore[misc]
         _fill(store.find(name), name, files)
+    for name in ("moved", "copied"):
+        _write_conflict(store.find(name))
     os.sync()
     for case, then in (("cp", ":"), ("cp_synced", 'sync -f "$2"')):
         argv = ["sh", "-c", f'cp -a --reflink=auto "$1" "$2"; {then}', "sh", store.find("shared").upper, top / case]
@@ -70,8 +73,12 @@ def _round(top: Path, files: int, took: dict[str, list[float]]) -> None:
         os.sync()
     timed("merge_shared", lambda: merge.merge(store.find("shared"), store.find("main")))
     os.mkdir(os.path.join(store.find("main").upper, "d"), 0o700)
-    timed("merge_moved", lambda: merge.merge(store.find("moved"), store.find("main")))
-    timed("merge_copied", lambda: merge.merge(store.find("copied"), store.find("main"), keep=True))
+    timed("merge_again", lambda: merge.merge(store.find("again"), store.find("main")))
+    os.mkdir(os.path.join(store.find("main").upper, "d"), 0o700)
+    _write_conflict(store.find("main"))
+    theirs = merge.THEIRS
+    timed("merge_moved", lambda: merge.merge(store.find("moved"), store.find("main"), choice=theirs))
+    timed("merge_copied", lambda: merge.merge(store.find("copied"), store.find("main"), choice=theirs, keep=True))
     forks.fork(store.find("main"), "dropped")
     _fill(store.find("dropped"), "dropped", files)
     timed("drop", lambda: forks.drop(store.find("dropped")))
@@ -82,6 +89,10 @@ def _round(top: Path, files: int, took: dict[str, list[float]]) -> None:
 def _processor_s() -> float:
     """The processor time of this process and its children, in the kernel, too."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def _write_conflict(container: Container) -> None:
+    Path(container.upper, "d", "conflict").write_text(container.name)
 
 
 def _fill(container: Container, name: str, files: int) -> None:
