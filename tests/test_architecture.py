@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: who imports whom, what a package door holds, how large a file may grow.
+"""The project's rules that a machine can check: imports between modules, content of `__init__.py`, sizes of files.
 
 ALLOWED is the picture of the imports in ARCHITECTURE.md as a table. A module belongs to the row with the longest
 matching name; it may import what its row names, at that name or below. A module that no row covers fails, so a new

@@ -1,4 +1,4 @@
-"""`.ci/run`: what fails is tried once more, what passes then is named, and more than three of those are a failure.
+"""`.ci/run`: failed tests are repeated once, those that pass then are named, and more than three of them are a failure.
 `.ci/run --cluster` and `.ci/run --guests` run the tests of those jobs alone."""
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
-"""What users install: a source archive that builds, and a wheel that mounts a union where there is no checkout.
-
-Everything is made of a clean copy of HEAD: what is not committed does not count.
+"""The packages that users install: a source archive that builds, and a wheel that mounts a union without a checkout.
+Both are made from a clean copy of HEAD, without uncommitted changes.
 """
 
 from __future__ import annotations

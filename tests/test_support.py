@@ -1,4 +1,4 @@
-"""The tests' own guards do guard: users, time limits, sweeping, and the watch on the log."""
+"""The helpers of the tests work: users, time limits, removal of remains, and the check of the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes arrive whole, whatever the descriptor is: short writes, non-blocking pipes, readers that stop or go."""
+"""All bytes are written to any descriptor: short writes, non-blocking pipes, readers that stop or close."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The same random calls on a library's union and, by `os`, on a plain copy of the merged tree: nobody sees a
-difference, and what is left on disk is what a union opened anew shows."""
+"""The same random calls on a library's union and, by `os`, on a plain copy of the merged tree: the results are equal,
+and a union that is opened anew shows the same tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`unionfs.Session`: what a command gets of the program that runs it, and how it is ended."""
+"""`unionfs.Session`: what a command inherits from the program that runs it, and how the program ends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A union in process: what `os` cannot be compared with, because it is about branches, roots and the union itself."""
+"""A union in process: properties without an equivalent in `os`, of branches, of roots and of the union itself."""
 
 from __future__ import annotations
 

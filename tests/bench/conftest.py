@@ -1,4 +1,4 @@
-"""A run of everything at its smallest, once for all tests that look at what it found."""
+"""One run of all benchmarks at their smallest, shared by the tests that check its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done again and what is not: by content, as BuildKit. Counts are those of steps that used the cache."""
+"""Which steps are executed again: by content, as with BuildKit. Counts are those of steps that used the cache."""
 
 from __future__ import annotations
 

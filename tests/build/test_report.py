@@ -1,4 +1,4 @@
-"""What a build tells of its steps: --report, --html, and the line on a terminal."""
+"""Reports of a build's steps: --report, --html, and the line on a terminal."""
 
 from __future__ import annotations
 

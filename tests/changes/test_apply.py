@@ -1,4 +1,4 @@
-"""Changes put in place: the target is afterwards what the union showed, whatever happens on the way."""
+"""Applying changes: afterwards the target equals the tree that the union showed, also after failures and kills."""
 
 from __future__ import annotations
 

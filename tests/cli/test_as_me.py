@@ -1,4 +1,4 @@
-"""`unionfs run --as-me`: the command is this user's, with its files, and the image is not changed."""
+"""`unionfs run --as-me`: the command runs as this user, with the user's files, and the image is not changed."""
 
 from __future__ import annotations
 

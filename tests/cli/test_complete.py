@@ -1,4 +1,4 @@
-"""Files of which the upper has a part only: read and changed through a real mount, and made whole for other readers."""
+"""Partial files: read and changed through a real mount, and completed for other readers."""
 
 from __future__ import annotations
 

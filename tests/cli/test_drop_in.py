@@ -1,4 +1,4 @@
-"""In fuse-overlayfs's place: each way in which tools start us, what they do right after, what they read behind us."""
+"""In fuse-overlayfs's place: each way in which tools start us, their next steps, and their reading of our uppers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was written through one name of a hard link is what every reader of the upper finds under the others."""
+"""Data written through one name of a hard link are found by every reader of the upper under the other names."""
 
 from __future__ import annotations
 

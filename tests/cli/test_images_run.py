@@ -1,4 +1,4 @@
-"""Containers from images: what an image says is what runs, whatever is done to the container meanwhile."""
+"""Containers from images: the image's configuration is run, also after changes of the container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`-o FILE`: a file is whole or as it was before; what is no regular file is written to and stays what it is."""
+"""`-o FILE`: a regular file is replaced whole or left unchanged; other files are written in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Podman without root with `unionfs` as its mount program: what its users do all day, in the words they use."""
+"""Podman without root with `unionfs` as its mount program: the daily commands of its users."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Podman and buildah without root: what they make with us is what they make with fuse-overlayfs, file by file.
-
-And what they say to a user when we cannot mount.
+"""Podman and buildah without root: images made with us equal those made with fuse-overlayfs, file by file. Also their
+messages to a user when we cannot mount.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What podman computes through views of containers is what it computes between ordinary mounts."""
+"""Podman's diffs through views of containers equal its diffs between ordinary mounts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What records say of forks: after commands at once, after a store was moved; and what leaves them as they were."""
+"""Records of forks: after concurrent commands, after a store was moved; and commands that do not change them."""
 
 from __future__ import annotations
 

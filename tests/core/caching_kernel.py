@@ -1,4 +1,4 @@
-"""A kernel in miniature: it believes what a watched union once told it, until it hears that something is stale.
+"""A kernel in miniature: it caches all answers of a watched union until an invalidation arrives.
 
 Entries, missing names, attributes, listings and contents are kept for ever, as the engines let the kernel keep them.
 What this kernel's own changes touch it forgets by itself, as the real one does.

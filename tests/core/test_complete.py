@@ -1,4 +1,4 @@
-"""The upper has every name of the files in it once the union is closed, also when the one before was killed."""
+"""After the union is closed, the upper has every name of its files, also when the daemon before was killed."""
 
 from __future__ import annotations
 

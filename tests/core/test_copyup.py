@@ -1,4 +1,4 @@
-"""Copy-up: what a file is before the first change it still is after it, except for the change."""
+"""Copy-up: the first change of a file changes nothing else of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completing partial files without being asked: from an eighth of their blocks on, and while nothing else is to do."""
+"""Completing partial files without a request for it: from an eighth of their blocks on, and while no request comes."""
 
 from __future__ import annotations
 

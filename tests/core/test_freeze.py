@@ -1,4 +1,5 @@
-"""The upper becomes a lower while the union is in use: nothing that is shown changes, and what is frozen never does.
+"""The upper becomes a lower while the union is in use: the shown tree does not change, and the frozen directory never
+changes.
 
 Random sequences with freezes run in test_against_model.
 """

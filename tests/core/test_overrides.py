@@ -1,4 +1,4 @@
-"""Owners, modes and types kept in attributes: what users see is what a plain directory shows, whatever is on disk."""
+"""Owners, modes and types stored in attributes: the union shows what a plain directory with them shows."""
 
 from __future__ import annotations
 

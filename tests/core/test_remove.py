@@ -1,4 +1,4 @@
-"""Taking names away: unlink and rmdir over every kind of branch, and what stays of files still in use."""
+"""unlink and rmdir over every kind of branch, and files that are removed while in use."""
 
 from __future__ import annotations
 

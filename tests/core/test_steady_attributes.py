@@ -1,4 +1,4 @@
-"""What stat(2) said of a directory stays true until a user changes something there: a copy-up changes only the disk."""
+"""stat(2) of a directory stays the same until a user changes something in it: a copy-up changes only the disk."""
 
 from __future__ import annotations
 

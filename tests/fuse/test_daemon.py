@@ -1,4 +1,4 @@
-"""The daemon as a process: what it takes from its starter, when it leaves, and that nothing of it is left then."""
+"""The daemon as a process: what it inherits from its starter, when it ends, and that nothing of it is left then."""
 
 from __future__ import annotations
 

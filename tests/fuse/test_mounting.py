@@ -1,6 +1,5 @@
-"""Mounting without anybody to serve: descriptors, what the mount looks like from outside, and what is refused.
-
-The mounted trees are never looked at, since nobody would answer.
+"""Mounting without a daemon: descriptors, the mount's entry in mountinfo, and refusals. The mounted trees are never
+accessed, since no daemon would answer.
 """
 
 from __future__ import annotations

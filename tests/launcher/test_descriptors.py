@@ -1,4 +1,4 @@
-"""Standard input and output, and that nothing else is handed down."""
+"""Standard input and output, and that the command inherits no other descriptor."""
 
 from __future__ import annotations
 

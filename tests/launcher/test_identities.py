@@ -1,4 +1,4 @@
-"""Whom a process takes itself to be: the rules of setuid(2) and its kin, and of chown(2), without any process."""
+"""The emulated ids of a process: the rules of setuid(2) and the like, and of chown(2), without any process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever ends first, and however: nothing is left running, nothing mounted, and the container's record is right."""
+"""Any process of a container ends first, in any way: no process and no mount is left, and the record is right."""
 
 from __future__ import annotations
 

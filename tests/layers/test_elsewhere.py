@@ -1,4 +1,4 @@
-"""Registries that send us elsewhere, have us wait, or stand behind a proxy: what is told to whom, and when."""
+"""Registries that redirect us, make us wait, or are behind a proxy: what is sent to which server, and when."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Registries that answer otherwise than most: what others take is taken, what cannot be is one clear failure, and
-nothing goes on for ever."""
+"""Registries with unusual answers: those that other clients accept are accepted, others are one clear failure, and no
+request repeats for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which origin may have what, which proxy is used, what a challenge says: decided by addresses and headers alone."""
+"""Which origin may get which secret, which proxy is used, what a challenge contains: decided by addresses and headers
+alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may receive which secret: the table of docs/registries.md, over every verb that talks to a registry.
+"""Which server may receive which secret: the table of docs/registries.md, over every verb that talks to a registry.
 
 Each party records every byte that it is sent. After each row, what a party knows is compared with what it may know:
 not less, so that the row is no accident, and not more.

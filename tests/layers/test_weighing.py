@@ -1,4 +1,4 @@
-"""What layers do to each other: which bytes show, which are hidden and by whom, and how `layers` tells it."""
+"""The sizes of layers in a stack: which bytes show, which are hidden by which layer, and how `layers` prints it."""
 
 from __future__ import annotations
 

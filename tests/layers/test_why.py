@@ -1,4 +1,4 @@
-"""Why a union shows what it shows: told in the words of the branches, and never other than what the union shows."""
+"""Why a union shows a path: the reason in terms of the branches, always equal to what the union shows."""
 
 from __future__ import annotations
 

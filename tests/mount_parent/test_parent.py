@@ -1,4 +1,4 @@
-"""The first mount leaves a parent, further ones are forked by it, and they are as mounts without it are."""
+"""The first mount leaves a parent, which forks the daemons of further mounts; these equal mounts without a parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a transport cannot do, and why. The one place for differences that are nobody's bug.
+"""What a transport cannot do, and why. The one place for differences that are no bug of ours.
 
 An entry makes the check an expected failure; when the check starts to pass, the run fails until the entry is removed.
 """

@@ -1,4 +1,5 @@
-"""A mount with --watch outlives its daemon: what others change meanwhile shows, and nobody waits for ever."""
+"""A mount with --watch outlives its daemon: changes of other programs in between show, and no program waits for
+ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--watch`: changes that others make to the branches are seen on the mount, although the kernel remembers everything.
+"""`--watch`: changes of the branches by other programs are seen on the mount, although the kernel caches everything.
 
 All is done by processes of the agent, in the branches and on the mount. What takes a moment to be noticed is
 waited for.

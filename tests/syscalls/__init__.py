@@ -1,1 +1,1 @@
-"""What Python lacks of the system, by itself."""
+"""System calls that Python lacks, without the rest of the project."""

@@ -1,4 +1,4 @@
-"""What requests are recorded about; and that nothing is done for it while nobody records."""
+"""The record of requests, their reasons and copy-ups; without a recording no code of it runs."""
 
 from __future__ import annotations
 

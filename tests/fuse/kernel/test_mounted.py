@@ -1,4 +1,5 @@
-"""What only a mount can show: who waits for whom, interrupts, coherence of descriptors, and the end of the mount."""
+"""Properties that need a mount: which requests wait for which, interrupts, coherence of descriptors, the end of the
+mount."""
 
 from __future__ import annotations
 

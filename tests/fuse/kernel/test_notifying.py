@@ -1,4 +1,4 @@
-"""What the kernel is told unasked: the bytes, when they are sent, and when they must wait. The test is the kernel."""
+"""Notifications to the kernel: their bytes, when they are sent, and when they must wait. The test is the kernel."""
 
 from __future__ import annotations
 

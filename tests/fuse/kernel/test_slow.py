@@ -1,4 +1,4 @@
-"""What may take long leaves the loop: it is put off, others are served meanwhile, and the outcome is as it would be."""
+"""Slow requests leave the loop: other requests are served meanwhile, and the outcome is the same as in the loop."""
 
 from __future__ import annotations
 

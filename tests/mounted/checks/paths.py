@@ -1,4 +1,4 @@
-"""What every call that takes a path says of a bad one: path_resolution(7), and the ERRORS of each page."""
+"""The errors of every call that takes a path for a bad one: path_resolution(7), and the ERRORS of each page."""
 
 from __future__ import annotations
 

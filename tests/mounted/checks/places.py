@@ -1,4 +1,5 @@
-"""The current directory, `..` and the root of a process when directories move or go: chdir(2), getcwd(2), chroot(2)."""
+"""The current directory, `..` and the root of a process when directories are moved or removed: chdir(2), getcwd(2),
+chroot(2)."""
 
 from __future__ import annotations
 

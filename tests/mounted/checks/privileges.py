@@ -1,4 +1,4 @@
-"""What a change takes from a file, and from whom: set-id bits and file capabilities (inode(7), capabilities(7))."""
+"""Which changes by which users clear set-id bits and file capabilities (inode(7), capabilities(7))."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Space that nobody wrote: fallocate(2) in all its modes, holes, lseek(2); and data copied by the kernel."""
+"""Space without written data: fallocate(2) in all its modes, holes, lseek(2); and data copied by the kernel."""
 
 from __future__ import annotations
 
