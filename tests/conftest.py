@@ -111,7 +111,6 @@ def run_dir() -> Iterator[Path]:
     for swept in scratch_dirs.sweep_dead_runs():
         print(f"removed what an aborted run left: {swept}")
     with scratch_dirs.run_dir() as run:
-        scratch_dirs.make_shared(run)
         yield run
         users.end_servers()
         left = users.left_after(lambda: scratch_dirs.processes_below(run))

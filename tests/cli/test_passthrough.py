@@ -11,6 +11,7 @@ from tests.support import machine, tiny
 from tests.support.mountinfo import mount_at
 from tests.support.mounts import mounted, umount
 from tests.support.rootfs import unpack
+from tests.support.scratch import make_shared
 from tests.support.users import User
 
 TIMEOUT_S = 120
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("fuse_device")
 
 @pytest.fixture
 def branches(scratch: Path) -> Path:
+    make_shared(scratch)
     for name in ("lower", "upper", "work", "mnt"):
         (scratch / name).mkdir()
     (scratch / "lower/file").write_text("content")

@@ -19,7 +19,7 @@ from typing import Any, Final
 from tests.mounted import trees
 from tests.mounted.agent import Agent, Outcome, build, command
 from tests.mounted.subjects import PASSTHROUGH, Subject
-from tests.support import chaos, mountinfo, mounts, users
+from tests.support import chaos, mountinfo, mounts, scratch, users
 from tests.support.timing import limit
 
 _UNSHARE: Final = (
@@ -98,6 +98,7 @@ class MountedSubject:
     def __enter__(self) -> MountedSubject:
         self.base.mkdir()
         self.base.chmod(0o755)
+        scratch.make_shared(self.base)
         for directory in (self.merged, self.beside, self.upper, self.work, *self.lowers):
             directory.mkdir()
         self.user.own(self.base)
