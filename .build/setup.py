@@ -48,7 +48,7 @@ SOURCES = [
 """What a request passes through. The rest would gain nothing; what inherits from OSError or ctypes.Structure (options,
 copydata, session, syscalls.files), or is async, mypyc does not compile."""
 
-IN_SDIST = [".build", ".ci", "benchmarks", "docs", "tests"]
+IN_SDIST = [".build", ".ci", ".github", "benchmarks", "docs", "tests"]
 """Directories that a source archive holds besides the packages: it builds, and is tested, as a checkout is."""
 TOP_FILES = ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", ".gitignore"]
 """... and files, besides those that setuptools takes by itself."""

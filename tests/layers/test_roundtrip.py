@@ -23,6 +23,7 @@ from layers.tree import LayerTrees
 from tests.layers import trees
 from tests.layers.trees import Dir, File, Link, Node, Symlink, Thing
 from tests.support import process, share
+from unionfs import write_all
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners and devices need root")
 
@@ -289,7 +290,7 @@ def test_a_small_file_takes_four_system_calls(scratch: Path, monkeypatch: pytest
         before = os.umask(umask)
         try:
             with monkeypatch.context() as patch:
-                for module in (unpack, attributes, safe_open):
+                for module in (unpack, attributes, safe_open, write_all):
                     patch.setattr(module, "os", counting)
                 trees.unpacked(data, target)
         finally:

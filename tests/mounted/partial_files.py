@@ -24,6 +24,7 @@ from typing import Final
 
 from tests.fuse.kernel import random_io
 from tests.support import chaos
+from tests.support.timing import limit
 
 _FILES: Final = 6
 _STEPS: Final = 400
@@ -45,7 +46,9 @@ def _round(base: Path, seed: int, *, with_kills: bool) -> int:
     branches = [f"--{name}={base / name}" for name in ("lower", "upper", "work")]
     merged = os.fspath(base / "merged")
     subprocess.run(
-        [*_UNIONFS, "mount", *branches, "--partial-from=64K", f"--log={base / 'log'}", merged], check=True, timeout=60
+        [*_UNIONFS, "mount", *branches, "--partial-from=64K", f"--log={base / 'log'}", merged],
+        check=True,
+        timeout=limit(60),
     )
     killer = chaos.Killer(chaos.mount(f"{base}/"), "50-500", seed).start() if with_kills else None
     try:
@@ -59,7 +62,7 @@ def _round(base: Path, seed: int, *, with_kills: bool) -> int:
         codes = [one.wait() for one in working]
     finally:
         kills = killer.stop() if killer is not None else 0
-        subprocess.run([*_UNIONFS, "umount", "--complete", merged], check=True, timeout=120)
+        subprocess.run([*_UNIONFS, "umount", "--complete", merged], check=True, timeout=limit(120))
     assert not any(codes), codes
     for name in names:
         assert (base / "lower" / name).read_bytes() == (base / "before" / name).read_bytes(), f"the lower's {name}"

@@ -173,8 +173,7 @@ def test_an_exception_that_escapes_is_a_death(stand: MountedSubject, scratch: Pa
     broken = scratch / "broken"
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(_BROKEN)
-    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
-    stand._env = {**env, "UNIONFS_LINGER": "0"}
+    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
     stand.mount()
     stand.run(_meet_the_fault)
     log = stand.log.read_text()
@@ -235,8 +234,7 @@ def test_daemons_that_fail_before_their_first_request_end_the_mount(
     broken = scratch / "broken"
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(fault)
-    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
-    stand._env = {**env, "UNIONFS_LINGER": "0"}
+    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
     stand.mount()
     stand.agent.call(os.kill, chaos.wait_for_daemon(_mount(stand)), signal.SIGKILL)
     assert stand.wait_for_daemons() == {}
@@ -269,7 +267,7 @@ def test_a_keeper_that_can_start_no_process_tries_again_and_unmounts_in_the_end(
     broken = scratch / "broken"
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(_NO_PROCESS)
-    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_LINGER": "0"}
+    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}"}
     stand.mount()
     kill_daemon(_mount(stand))
     stand.run(_meet_no_fault)
@@ -284,9 +282,6 @@ def _meet_no_fault() -> None:
 
 
 def test_a_daemon_without_descriptors_answers_requests_for_statistics_later(stand: MountedSubject) -> None:
-    stand.unmount()
-    stand._env = {"UNIONFS_LINGER": "0"}  # a parent of mounts has imported what that needs
-    stand.mount()
     kill_daemon(_mount(stand))
     daemon = chaos.wait_for_daemon(_mount(stand))
     stand.agent.call(_limit, daemon, 0)
