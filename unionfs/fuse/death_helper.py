@@ -80,8 +80,9 @@ class DeathHelper:
             keeper = os.pidfd_open(self.keeper) if self.keeper is not None else None
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         namespaces.set_parent_death_signal(_DEATH_SIGNAL)
-        if os.getppid() == daemon:
-            # The signal comes when the parent thread ends; getppid(2) stays the same while other threads live.
+        # The signal comes when the parent thread ends. If that has ended before, none comes, although getppid(2) stays
+        # the same while other threads live.
+        if os.getppid() == daemon and _runs(daemon):
             signal.sigwait({_DEATH_SIGNAL})
         is_outdated = self.record is not None and self.record.is_outdated
         if keeper is not None and not is_outdated and not select.select([keeper], [], [], 0)[0]:
