@@ -100,7 +100,11 @@ def test_a_killed_container_leaves_no_device(dm: Commands) -> None:
 
 def test_killed_at_each_step(scratch: Path, user: User) -> None:
     """A process that makes layers and a container is killed before or after a program that it runs, at every fifth of
-    them; the next process completes the device. No device is lost, in the record or in the pool."""
+    them; the next process completes the device. No device is lost, in the record or in the pool.
+
+    The store is on a mount, of which each process has a copy in its namespace: the kernel then shows the path of a loop
+    device's file from the mount's root on, once the namespace has ended."""
+    subprocess.run(["mount", "--bind", scratch, scratch], check=True, timeout=limit(30))
     layers = [scratch / "layers" / key / "tree" for key in ("one", "two")]
     for number, layer in enumerate(layers):
         (layer / "d").mkdir(parents=True)

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import glob
 import json
 import os
 import secrets
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +59,8 @@ _TRIES: Final = 100
 _PAUSE_S: Final = 0.05
 _OPTIONS: Final = "discard,noinit_itable"  # inode tables need no zeros: unwritten blocks of a thin device are zeros
 _FAMILY: Final = "unionfs-"
+_LOOP_GET_STATUS64: Final = 0x4C05  # <linux/loop.h>; struct loop_info64 begins with the file's device and inode
+_LOOP_INFO64_SIZE: Final = 232
 
 
 class Usage(NamedTuple):
@@ -476,9 +480,21 @@ def _open_path(device: str) -> int:
 
 
 def _loops_of(path: str) -> list[str]:
-    """The loop devices that a file is attached to."""
-    files = glob.glob("/sys/block/loop*/loop/backing_file")
-    return [f"/dev/{file.split('/')[3]}" for file in files if _text(file) == os.path.realpath(path)]
+    """The loop devices that a file is attached to. They are found by its inode: the path in sysfs is another one when
+    the mount namespace in which the file was attached has ended."""
+    st = os.stat(path)
+    found = []
+    for directory in glob.glob("/sys/block/loop*/loop"):
+        name = f"/dev/{directory.split('/')[3]}"
+        with contextlib.suppress(OSError):
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                status = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_SIZE))
+            finally:
+                os.close(fd)
+            if struct.unpack_from("=QQ", status) == (st.st_dev, st.st_ino):
+                found.append(name)
+    return found
 
 
 def _number_of(fd: int) -> str:
