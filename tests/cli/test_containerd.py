@@ -30,6 +30,9 @@ _NEEDED: Final = {"containerd": "containerd", "ctr": "containerd", "runc": "runc
 _IMAGE: Final = "docker.io/library/tested:3"
 _SMALL: Final = "docker.io/library/small"
 _PATIENCE_S: Final = 120.0
+_LOST_RACES: Final = 3
+"""How often a container is started again. On a busy machine a thread of containerd's shim that waits for any child gets
+the exit code of the mount helper before the thread that has started it: after ten times the shim gives up."""
 
 _CONFIG: Final = """\
 version = 2
@@ -108,8 +111,19 @@ class Containerd:
 
     def run(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "CONTAINERD_SNAPSHOTTER": "unionfs"}
-        argv = ["ctr", "-a", self.where / "c.sock", *words]
-        return process.run(argv, env=environment, timeout_s=_PATIENCE_S, check=check)
+        argv = ["ctr", "-a", f"{self.where}/c.sock", *(os.fspath(word) for word in words)]
+
+        def once() -> subprocess.CompletedProcess[str]:
+            return process.run(argv, env=environment, timeout_s=_PATIENCE_S, check=False)
+
+        done, lost = once(), 0
+        while words[0] == "run" and "failed with ECHILD" in done.stderr and lost < _LOST_RACES:
+            for name in self("container", "ls", "-q").split():
+                self("container", "rm", name, check=False)  # refused for those that run
+            done, lost = once(), lost + 1
+        if check and done.returncode:
+            raise ChildError(process.story(argv, f"ended with {done.returncode}", done.stdout, done.stderr))
+        return done
 
     @contextmanager
     def mounted(self, key: str, target: Path) -> Iterator[None]:
