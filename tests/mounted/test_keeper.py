@@ -282,6 +282,9 @@ def _meet_no_fault() -> None:
 
 
 def test_a_daemon_without_descriptors_answers_requests_for_statistics_later(stand: MountedSubject) -> None:
+    stand.unmount()
+    stand._env = {"UNIONFS_LINGER": "0"}  # a parent of mounts has imported what that needs
+    stand.mount()
     kill_daemon(_mount(stand))
     daemon = chaos.wait_for_daemon(_mount(stand))
     stand.agent.call(_limit, daemon, 0)
