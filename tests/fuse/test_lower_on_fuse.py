@@ -1,4 +1,4 @@
-"""A lower that is on FUSE itself: what is asked of its daemon, and that other requests do not wait for it."""
+"""A lower that is on FUSE itself: the union sends its daemon few requests, and other requests do not wait for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registries that redirect us, make us wait, or are behind a proxy: what is sent to which server, and when."""
+"""Registries that redirect requests, delay them, or are behind a proxy: which server gets which request, and when."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of a store's containers as symbolic links, so that no name is looked for in the records of all.
+"""The names of a store's containers as symbolic links, so that a look-up of a name reads one record, not all.
 
     ROOT/container-names/NAME -> ID
 
@@ -28,7 +28,7 @@ class NameIndex:
         self._root: Final = root
         self._directory: Final = os.path.join(root, _DIRECTORY)
         self._ids: Final = ids  # of all containers
-        self._name_of: Final = name_of  # what the record of an id says; None without a record that can be read
+        self._name_of: Final = name_of  # the name in the record of an id; None if that cannot be read
 
     def prepare(self) -> bool:
         """Make all links, if there are none; return whether that was so. Raises: OSError."""
@@ -71,7 +71,7 @@ class NameIndex:
                 os.unlink(self._link(name))
 
     def _target(self, name: str) -> str | None:
-        if not names.PATTERN.fullmatch(name):  # of a record that is damaged
+        if not names.PATTERN.fullmatch(name):  # the record is damaged
             return None
         try:
             target = os.readlink(self._link(name))

@@ -239,9 +239,8 @@ class Monitor:
                 self._handle_exec_status(exec_status_fd, init_pid)
             if self._supervisor and ready & supervisors:
                 poll.unregister(self._supervisor[0])  # it ends when the last process with its filter has ended
-                if os.waitpid(self._supervisor[1], 0)[
-                    1
-                ]:  # also if init has ended by now, since its calls were not answered
+                _, status = os.waitpid(self._supervisor[1], 0)
+                if status:  # also if init has ended by now, since its calls were not answered
                     raise LaunchError("running the container", "", "the supervisor of its user ids ended unexpectedly")
             if init_fd in ready:
                 return init.exit_status(os.waitpid(init_pid, 0)[1])

@@ -10,6 +10,7 @@ import errno
 import os
 import resource
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from unionfs import markers
@@ -138,46 +139,29 @@ class ProcessIdentities:
         )
 
     def setuid(self, caller: Caller) -> int:
-        identity = self.identity_of(caller)
-        ids = emulated_ids.set_id(
-            identity.user, as_id(caller.args[0]), privileged=self._is_privileged(caller, identity)
-        )
-        return self._set_identity(caller, identity._replace(user=ids))
+        return self._set_ids(caller, emulated_ids.set_id, 1, of_user=True)
 
     def setgid(self, caller: Caller) -> int:
-        identity = self.identity_of(caller)
-        ids = emulated_ids.set_id(
-            identity.group, as_id(caller.args[0]), privileged=self._is_privileged(caller, identity)
-        )
-        return self._set_identity(caller, identity._replace(group=ids))
+        return self._set_ids(caller, emulated_ids.set_id, 1, of_user=False)
 
     def setreuid(self, caller: Caller) -> int:
-        identity = self.identity_of(caller)
-        ids = emulated_ids.set_re(
-            identity.user, *map(as_id, caller.args[:2]), privileged=self._is_privileged(caller, identity)
-        )
-        return self._set_identity(caller, identity._replace(user=ids))
+        return self._set_ids(caller, emulated_ids.set_re, 2, of_user=True)
 
     def setregid(self, caller: Caller) -> int:
-        identity = self.identity_of(caller)
-        ids = emulated_ids.set_re(
-            identity.group, *map(as_id, caller.args[:2]), privileged=self._is_privileged(caller, identity)
-        )
-        return self._set_identity(caller, identity._replace(group=ids))
+        return self._set_ids(caller, emulated_ids.set_re, 2, of_user=False)
 
     def setresuid(self, caller: Caller) -> int:
-        identity = self.identity_of(caller)
-        ids = emulated_ids.set_res(
-            identity.user, *map(as_id, caller.args[:3]), privileged=self._is_privileged(caller, identity)
-        )
-        return self._set_identity(caller, identity._replace(user=ids))
+        return self._set_ids(caller, emulated_ids.set_res, 3, of_user=True)
 
     def setresgid(self, caller: Caller) -> int:
+        return self._set_ids(caller, emulated_ids.set_res, 3, of_user=False)
+
+    def _set_ids(self, caller: Caller, change: Callable[..., Ids], count: int, *, of_user: bool) -> int:
+        """Emulate a system call that changes the user ids or the group ids by its first `count` arguments."""
         identity = self.identity_of(caller)
-        ids = emulated_ids.set_res(
-            identity.group, *map(as_id, caller.args[:3]), privileged=self._is_privileged(caller, identity)
-        )
-        return self._set_identity(caller, identity._replace(group=ids))
+        wanted, privileged = map(as_id, caller.args[:count]), self._is_privileged(caller, identity)
+        ids = change(identity.user if of_user else identity.group, *wanted, privileged=privileged)
+        return self._set_identity(caller, identity._replace(user=ids) if of_user else identity._replace(group=ids))
 
     def setfsuid(self, caller: Caller) -> int:
         """Emulate setfsuid(2), which returns the previous id and never fails: without the right it changes nothing."""

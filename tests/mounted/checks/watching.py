@@ -91,7 +91,7 @@ def a_watched_file_moves_and_goes() -> None:
 
 @check("d/a=1 d/b=2 d/e/ out/")
 def a_watched_directory() -> None:
-    """inotify(7): what is made, moved, changed and removed in a directory is events with its name."""
+    """inotify(7): a directory has an event with the name for each file made, moved, changed or removed in it."""
     with watching("d") as watch:
         write("d/new", b"x")
         same(watch.events(), ["CREATE new", "MODIFY new", "CLOSE_WRITE new"])
