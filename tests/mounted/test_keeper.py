@@ -118,6 +118,23 @@ def use_across(change_daemon: Callable[[], None]) -> None:
     fails(errno.EWOULDBLOCK, fcntl.flock, other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_the_descriptor_table_is_large_from_the_start(stand: MountedSubject) -> None:
+    # A table that has to grow stops a daemon, which has several threads by then, for 5 to 25 ms each time.
+    mount = _mount(stand)
+    first = chaos.wait_for_daemon(mount)
+    assert _table_size(first) == 4096
+    kill_daemon(mount)
+    assert not stand.run(os.path.lexists, "none")  # the next daemon answers
+    assert _table_size(chaos.wait_for_daemon(mount)) == 4096
+    stand.unmount()
+
+
+def _table_size(pid: int) -> int:
+    """The entries of the table of descriptors of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("FDSize:"))
+
+
 def test_a_database_under_kills(stand: MountedSubject) -> None:
     killer = chaos.Killer(_mount(stand), "30-120").start()
     try:

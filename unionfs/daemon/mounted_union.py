@@ -6,13 +6,14 @@ Does not know how it was mounted, or that another daemon has served it before.
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import os
 import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -43,6 +44,8 @@ LATE_MODULES: Final = ("unionfs.core.handles", "unionfs.control.server", "unionf
 """Modules that a daemon imports a moment after its start: after the mount's first requests, and before the files may be
 replaced by another version's."""
 _IMPORT_AFTER_MS: Final = 1000
+_DESCRIPTOR_TABLE: Final = 4096
+"""Entries of the table of descriptors from the start on, 32 KiB in the kernel: enough for some thousand directories."""
 _TRY_AGAIN_S: Final = 1.0
 
 
@@ -99,6 +102,7 @@ class Service:
     def serve(self) -> None:
         """Serve until the mount ends, or until the daemon is asked to end."""
         notifier = self.notifier
+        _enlarge_descriptor_table()
         transport = import_module(TRANSPORTS[self.options.transport])
         if self.history is not None:
             self.helper.keeper = self.history.keeper
@@ -242,6 +246,16 @@ def _start_logging(options: DaemonOptions) -> None:
     from unionfs import log_lines
 
     log_lines.start(debug=options.debug)
+
+
+def _enlarge_descriptor_table() -> None:
+    """Make the kernel's table of this process's descriptors large. Precondition: this is the only thread.
+
+    The table doubles when it is full. In a process with several threads the open(2) that needs it then waits until no
+    processor can still use the old table: 5 to 25 ms (expand_fdtable in Linux's fs/file.c calls synchronize_rcu).
+    """
+    with suppress(OSError):  # RLIMIT_NOFILE
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTOR_TABLE - 1))
 
 
 def _logger() -> Logger:
