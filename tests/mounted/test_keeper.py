@@ -189,7 +189,8 @@ def test_an_exception_that_escapes_is_a_death(stand: MountedSubject, scratch: Pa
     broken = scratch / "broken"
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(_BROKEN)
-    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
+    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
+    stand._env = {**env, "UNIONFS_LINGER": "0"}
     stand.mount()
     stand.run(_meet_the_fault)
     log = stand.log.read_text()
@@ -250,7 +251,8 @@ def test_daemons_that_fail_before_their_first_request_end_the_mount(
     broken = scratch / "broken"
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(fault)
-    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
+    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
+    stand._env = {**env, "UNIONFS_LINGER": "0"}
     stand.mount()
     stand.agent.call(os.kill, chaos.wait_for_daemon(_mount(stand)), signal.SIGKILL)
     assert stand.wait_for_daemons() == {}
@@ -283,7 +285,7 @@ def test_a_keeper_that_can_start_no_process_tries_again_and_unmounts_in_the_end(
     broken = scratch / "broken"
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(_NO_PROCESS)
-    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}"}
+    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_LINGER": "0"}
     stand.mount()
     kill_daemon(_mount(stand))
     stand.run(_meet_no_fault)

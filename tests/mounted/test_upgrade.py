@@ -123,7 +123,7 @@ def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
     with Stand(subject, user, scratch / "stand", lowers=2, mounted=False) as built:
         assert isinstance(built, Stand)
         built.installed = Installed(scratch / "stand" / "versions", user)
-        built._env = {"PYTHONPATH": str(built.installed.place)}
+        built._env = {"PYTHONPATH": str(built.installed.place), "UNIONFS_LINGER": "0"}  # with a keeper of its own
         built.agent.call(trees.make, trees.parse("f=hello d/g=1 d/e/x=2 h1=link h2==h1"), built.lowers[0])
         built.agent.call(write, f"{built.lowers[0]}/big", b"z" * 300_000)
         built.agent.call(trees.make, trees.parse("low=beneath d/low=3"), built.lowers[1])

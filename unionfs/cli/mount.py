@@ -58,7 +58,7 @@ def run(options: DaemonOptions, *, foreground: bool) -> int:
 
             process.serve(options, warn=_warn)
         else:
-            parents.leave(start(options, warn=_warn).pid)
+            start(options, warn=_warn, run_command=parents.runner())
     except StartError as error:
         raise CommandError(str(error), hint=error.hint) from error
     return 0

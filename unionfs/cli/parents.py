@@ -15,16 +15,25 @@ _IDLE_S = 1.0
 
 def leave(first: int, idle_s: float = 0.0) -> None:
     """Start a parent if this command's mount found none. `first`: pid of a process that lives as long as the mount."""
+    run_command = runner()
+    if run_command is not None and client.refusal is not None and client.refusal.is_absent:
+        from unionfs.mount_parent import leave as leaving
+
+        leaving.leave(first, run_command, idle_s)
+
+
+def runner() -> Callable[[list[str]], int] | None:
+    """Return what runs command lines in a parent that this process may start; None: it may not."""
     try:
         client.linger_s()
     except ValueError:
-        warning = f"{client.LINGER}={os.environ[client.LINGER]}: not a number of seconds; no parent is left behind"
-        print(printable_line(f"unionfs: warning: {warning}"), file=sys.stderr)
-    if client.may_leave_parent and client.refusal is not None and client.refusal.is_absent:
-        from unionfs.cli import entry
-        from unionfs.mount_parent import leave as leaving
+        told = f"{client.LINGER}={os.environ[client.LINGER]}: not a number of seconds; no parent is left behind"
+        print(printable_line(f"unionfs: warning: {told}"), file=sys.stderr)
+    if not client.may_leave_parent or None in (sys.stdin, sys.stdout, sys.stderr):
+        return None  # without these streams processes that a parent forks could not print
+    from unionfs.cli import entry
 
-        leaving.leave(first, entry.run, idle_s)
+    return entry.run
 
 
 def leave_beside_container(ready: Callable[[], None] = lambda: None) -> None:

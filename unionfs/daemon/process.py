@@ -56,7 +56,7 @@ IN_FOREGROUND: Final = "itself: in the foreground"
 Warn = Callable[[str], None]
 
 
-def fork(options: DaemonOptions) -> list[str]:
+def fork(options: DaemonOptions, run_command: Callable[[list[str]], int] | None = None) -> list[str]:
     """Fork the daemon, and return the fields of its report, as a parent of mounts replies; "" if it has ended before.
 
     The daemon is reparented, in a new session, in /, with the descriptors of `options` only.
@@ -65,7 +65,7 @@ def fork(options: DaemonOptions) -> list[str]:
     child = os.fork()
     if child == 0:
         os.close(read_fd)
-        _run_daemon(options, write_fd)
+        _run_daemon(options, write_fd, run_command)
     os.close(write_fd)
     with open(read_fd, "rb") as pipe:
         report = os.fsdecode(pipe.read())
@@ -96,15 +96,27 @@ class _Report:
                 pipe.write(os.fsencode("\0".join(fields)))
 
 
-def _run_daemon(options: DaemonOptions, write_fd: int) -> NoReturn:
+def _run_daemon(options: DaemonOptions, write_fd: int, run_command: Callable[[list[str]], int] | None) -> NoReturn:
     """Run the daemon in the forked child: detach, serve, exit."""
     report, status = _Report(write_fd), 1
     try:
         os.setsid()
         if os.fork() != 0:
             os._exit(0)  # reparented, so that its starter need not reap it
-        _detach(options, write_fd)()
-        _serve(options, lambda warning: report.send(READY, str(os.getpid()), warning))
+        parent = None
+        if run_command is not None:
+            from unionfs.mount_parent.leave import become_parent
+
+            with suppress(OSError):  # no process, no descriptor: the mount is an ordinary one
+                parent = become_parent(run_command)
+
+        def ready(warning: str) -> None:
+            if parent is not None:
+                parent.wait_until_listening()
+            report.send(READY, str(os.getpid()), warning)
+
+        _detach(options, write_fd, *(() if parent is None else (parent.fileno(),)))()
+        _serve(options, ready, parent)
         status = 0
     except BaseException as bug:  # noqa: BLE001 - the starter may wait for a report
         error = bug if isinstance(bug, StartError) else _internal_error(bug)

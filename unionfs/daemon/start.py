@@ -25,11 +25,19 @@ class Started(NamedTuple):
     ended: int  # readable when no daemon serves the mount any more, and no other can
 
 
-def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client.Parent | None = None) -> Started:
+def start(
+    options: DaemonOptions,
+    *,
+    warn: Warn = lambda _: None,
+    parent: client.Parent | None = None,
+    run_command: Callable[[list[str]], int] | None = None,
+) -> Started:
     """Mount in a new process that outlives this one, and return it as soon as the mount can be used.
 
     The parent of our mounts forks the daemon, if it accepts: `parent`, or, if that is None, the one that is found now.
-    A process that was forked to become the daemon becomes it, and this does not return. Else this process forks it.
+    A process that was forked to become the daemon becomes it, and this does not return. Else this process forks it; if
+    there was no parent, it forks one that forks the daemon, and that runs command lines of clients by `run_command`
+    (see mount_parent.leave), unless that is None.
     The new process is a daemon(7): reparented, in a new session, in /, with the descriptors of `options` only.
     Raises: StartError.
     """
@@ -37,7 +45,7 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client
         from unionfs.daemon import process
 
         process.become(options._replace(started_by=f"parent {_forked.parent}"), warn, _forked)
-    reply = _ask_parent(options, parent) or _fork(options)
+    reply = _ask_parent(options, parent) or _fork(options, run_command)
     verdict, *fields = reply.fields
     if verdict == client.READY:
         pid, warning = fields
@@ -75,13 +83,15 @@ def _pickled(options: DaemonOptions) -> bytes:
     return _pickle.dumps(options)
 
 
-def _fork(options: DaemonOptions) -> client.Reply:
+def _fork(options: DaemonOptions, run_command: Callable[[list[str]], int] | None) -> client.Reply:
     from unionfs.daemon import process
 
     started_by = "itself" if client.refusal is None else f"itself: {client.refusal}"
     ended, held = os.pipe()
     try:
-        fields = process.fork(options._replace(started_by=started_by, held_fd=held))
+        if client.refusal is None or not client.refusal.is_absent:
+            run_command = None
+        fields = process.fork(options._replace(started_by=started_by, held_fd=held), run_command)
         if fields[0] == client.READY:
             return client.Reply(fields, [os.pidfd_open(int(fields[1])), ended])
     except OSError as error:

@@ -29,8 +29,13 @@ ASKS: Final = b"asks"
 """Likewise: the daemon asks for an upgrade."""
 OVER: Final = b"over"
 """Likewise: the mount has ended. The parent closes the mount's descriptors, and then the connection."""
+RUNS: Final = b"runs"
+"""To a parent of mounts from a process that it has forked: that one runs a container, and is kept by nobody."""
 SIGNAL: Final = b"signal "
 """Likewise: the number of a signal for the daemon that continues."""
+
+_LISTENS: Final = b"listens"
+"""From a parent of mounts to the daemon that it has forked first: clients find the parent now."""
 
 ABLE: Final = b"able"
 UNABLE: Final = b"unable "  # and why
@@ -43,6 +48,7 @@ _VERDICT_S: Final = 120.0
 """Seconds that a daemon waits for its keeper's verdict: more than the keeper itself waits for a successor."""
 _START_S: Final = 30.0
 """Seconds that a daemon waits for a keeper to load the other version that it executes."""
+_LISTENS_S: Final = 1.0
 _MESSAGE_MAX: Final = 4096
 _FD_BYTES: Final = 4  # sizeof(int)
 _FDS_MOST: Final = 200
@@ -151,6 +157,18 @@ class Channel:
 
     # -- of a parent of mounts that keeps them
 
+    def listens(self) -> None:
+        """Say that clients find this parent now."""
+        self.send(_LISTENS)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the other process has gone, and has left no message."""
+        try:
+            return not self._end.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+
     def leave(self) -> None:
         """Tell the daemon to leave the mount to another daemon, as it requested."""
         self.send(LEAVE)
@@ -163,6 +181,10 @@ class Channel:
         if said == LEAVE:
             return ""
         return os.fsdecode(said.removeprefix(UNABLE)) if said else "the keeper does not answer"
+
+    def wait_until_listening(self) -> None:
+        """Wait until clients find the parent of mounts that has forked this process, or it has ended."""
+        self.receive(_LISTENS_S)
 
     def wait_until_kept(self) -> bool:
         """Wait until the keeper has become one of this version, or has said that it cannot. Returns False if it has

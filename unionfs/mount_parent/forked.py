@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from unionfs import process_properties
 from unionfs.daemon import start
 from unionfs.daemon.options import DaemonOptions, Forked, StartError
+from unionfs.fuse import keeper_channel
 from unionfs.fuse.keeper_channel import Channel
 from unionfs.mount_parent import client, messages
 from unionfs.process_properties import UnableError
@@ -67,6 +68,7 @@ def run(end: socket.socket, caller: int, origin: Origin, channel: Channel) -> No
         os.setsid()
         _take_over(request, caller)
         if request.kind == client.RUN:
+            channel.send(keeper_channel.RUNS)
             channel.close()
             _run_container(end, request, origin.run_command)
             os._exit(0)

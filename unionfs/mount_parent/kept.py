@@ -61,6 +61,7 @@ class Child:
     def __init__(self, pid: int, channel: Channel | None) -> None:
         self.pid = pid  # changed by `fork`
         self.channel = channel  # None: it can send no requests; changed by `fork` and `let_go`
+        self.is_container = False  # whether it runs `unionfs run`; set once
         self.is_ending = False  # its main thread has ended, and threads may wait for answers of the next daemon
         self.history: DaemonHistory | None = None  # set once, by its first description
         self._given: _Given | None = None  # None: it is not kept
@@ -75,8 +76,8 @@ class Child:
 
     @property
     def is_kept(self) -> bool:
-        """Whether another process can continue with the mount."""
-        return self._given is not None
+        """Whether another process can continue with the mount, now or when the rest of its description has come."""
+        return self._given is not None or bool(self._received)
 
     def take_messages(self) -> bool:
         """Carry out the child's messages. Returns False if no more can come."""
@@ -89,6 +90,8 @@ class Child:
                 self._received += fds
                 if message == keeper_channel.KEEP:
                     self._keep(self._received.pop())
+                elif message == keeper_channel.RUNS:
+                    self.is_container = True
                 elif message == keeper_channel.ENDING:
                     self.is_ending = True
                 elif message == keeper_channel.ASKS:

@@ -8,6 +8,7 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from time import monotonic, sleep
 from typing import Final
 
@@ -23,6 +24,8 @@ _FDS_OF_MOUNT: Final = 24
 """Descriptors that a mount of a few branches needs here: its description, its connection, a pidfd."""
 _SPARE_FDS: Final = 256
 """Descriptors in reserve."""
+_IMPORT_AFTER_S: Final = 1.0
+"""After the start of a first container: not before its command has begun."""
 _LOOK_AGAIN_MS: Final = 5
 """Milliseconds between two looks at a daemon whose threads are ending."""
 
@@ -37,25 +40,34 @@ class Loop:
         linger_s: float,
         origin: Origin,
         is_current: Callable[[], bool],
+        import_of_run: Callable[[], None],
     ) -> None:
-        """`own`: the parent's facts; `is_current`: returns whether its code and surroundings are unchanged."""
+        """`own`: the parent's facts; `is_current`: returns whether its code and surroundings are unchanged;
+        `import_of_run`: imports the modules of `unionfs run`."""
         self._listener = listener  # immutable
         self._own = own  # immutable
         self._linger_s = linger_s  # immutable
         self._origin = origin  # immutable
         self._is_current = is_current  # immutable
+        self._import_of_run = import_of_run  # immutable
+        self._import_at: float | None = None  # when to call it; set once, when a first container has begun
         self._children: dict[int, Child] = {}  # pidfd -> our daemon, or `first`
         self._channels: dict[int, Child] = {}  # descriptor of its channel -> a daemon that may send messages
         self._old: dict[int, int] = {}  # pidfd -> pid; of daemons whose threads wait for answers of the next one
         self._late: list[Child] = []  # of which another process is due
         self._is_retired = False  # set once: it forks no further daemons
         self._poll = select.poll()
-        self._poll.register(listener, select.POLLIN)
+        if listener.fileno() >= 0:
+            self._poll.register(listener, select.POLLIN)
+        else:
+            self._is_retired = True  # another parent has the name
 
-    def serve(self, first: int) -> None:
+    def serve(self, first: Child) -> None:
         """Serve until this parent must end."""
         with suppress(OSError):
-            self._wait_for(Child(first, None))
+            self._wait_for(first)
+            for fd in [*self._channels]:
+                self._hear(fd)  # its description has come, or does not come
         until = monotonic() + self._linger_s
         while True:
             linger_s = until - monotonic()
@@ -79,13 +91,19 @@ class Loop:
                 elif fd == self._listener.fileno() and not self._is_retired:
                     self._accept()
             self._go_on()
+            if self._import_at is not None and self._import_at <= monotonic():
+                self._import_at = inf
+                self._import_of_run()
 
     def _wait_ms(self, is_ending: bool, linger_s: float) -> float | None:
         """Return for how long nothing is to be done; None: for any time."""
         if is_ending:
             return _LOOK_AGAIN_MS
-        if self._late:
-            return max(0.0, min(child.due or 0.0 for child in self._late) - monotonic()) * 1000
+        due = [child.due or 0.0 for child in self._late]
+        if self._import_at is not None and self._import_at != inf:
+            due.append(self._import_at)
+        if due:
+            return max(0.0, min(due) - monotonic()) * 1000
         return None if self._children else min(linger_s, _DAY_S) * 1000
 
     def _accept(self) -> None:
@@ -150,8 +168,11 @@ class Loop:
             self._poll.register(child.channel, select.POLLIN)
 
     def _hear(self, channel_fd: int) -> None:
-        if not self._channels[channel_fd].take_messages():
+        child = self._channels[channel_fd]
+        if not child.take_messages():
             self._hear_no_more(channel_fd)
+        if child.is_container and self._import_at is None:
+            self._import_at = monotonic() + _IMPORT_AFTER_S
 
     def _hear_no_more(self, channel_fd: int) -> None:
         del self._channels[channel_fd]

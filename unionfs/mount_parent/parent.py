@@ -20,32 +20,39 @@ import socket
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from unionfs.fuse import detachment
 from unionfs.mount_parent import identity
 from unionfs.mount_parent.forked import Origin, RunCommand
 from unionfs.syscalls.namespaces import set_command_line, set_process_name
 
+if TYPE_CHECKING:
+    from unionfs.fuse.keeper_channel import Channel
+
 NAME: Final = "unionfs-parent"
 """The name in /proc/PID/comm and /proc/PID/cmdline."""
 
+_OF_MOUNT: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper")
 _OF_RUN: Final = (
+    "unionfs.cli.run",
     *("layers.store", "layers.lookup", "unionfs.containers.images", "unionfs.containers.image_mount"),
     *("unionfs.containers.scratch", "unionfs.launcher.namespace_socket", "unionfs.launcher.supervisor"),
 )
-"""Modules that `unionfs run` imports late."""
-_COMMANDS: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper", "unionfs.cli.run", *_OF_RUN)
+"""Modules of `unionfs run`: they take a third of the memory, so they are imported for the first client that needs
+them."""
 _LATER: Final = ("unionfs.daemon.process", "unionfs.daemon.state", "unionfs.fuse.kernel.activity", "unionfs.version")
 """Modules that daemons and their keepers import later, besides mounted_union.LATE_MODULES: imported here, their memory
 is shared."""
 _BACKLOG: Final = 64
 
 
-def run(first: int, linger_s: float, idle_s: float, run_command: RunCommand) -> NoReturn:
-    """Run the parent (see `mount_parent.leave`) in a detached process that was forked for it.
+def run(first: int, channel: Channel | None, linger_s: float, idle_s: float, run_command: RunCommand) -> NoReturn:
+    """Run the parent (see `mount_parent.leave`) in a detached process that was forked for it. `channel`: to `first`, if
+    that is its child, and the parent is to keep its mount; None: a container has left it.
 
-    It imports the modules of daemons after it listens at its socket.
+    It imports the modules of daemons after it listens at its socket, and then for `idle_s` seconds no client or message
+    has come.
     """
     os.chdir("/")
     own, origin = identity.facts(), Origin(os.getpid(), identity.code(), run_command)
@@ -53,36 +60,55 @@ def run(first: int, linger_s: float, idle_s: float, run_command: RunCommand) -> 
     try:
         listener.bind(identity.address(own))
         listener.listen(_BACKLOG)  # clients wait until we are ready, which takes less time than an ordinary mount
-    except OSError:
-        os._exit(0)  # another parent was faster
+    except OSError:  # another parent was faster
+        if channel is None:
+            os._exit(0)
+        listener.close()
+    if channel is not None:
+        channel.listens()
     os.environb.clear()
     set_process_name(NAME)
     set_command_line(NAME)
     detachment.leave_namespace()
     code = _files_of_code()
-    select.select([listener], [], [], idle_s)
-    _import_all()
+    waits_for = [each for each in (listener, channel) if each is not None and each.fileno() >= 0]
+    select.select(waits_for, [], [], idle_s)
+    if channel is not None and channel.is_closed:
+        os._exit(0)  # its mount has failed
+    _import_all(with_run=channel is None)
     if code.items() - _files_of_code().items():
         os._exit(0)  # its modules would be of two versions
     gc.freeze()  # a collection would write to pages that the daemons share
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    from unionfs.mount_parent.loop import Loop  # late: it imports the modules of daemons
+    from unionfs.mount_parent.kept import Child  # late: they import the modules of daemons
+    from unionfs.mount_parent.loop import Loop
 
     code = _files_of_code()
 
     def is_current() -> bool:
         return _files_of_code() == code and identity.facts() == own
 
-    Loop(listener, own, linger_s, origin, is_current).serve(first)
+    def import_of_run() -> None:
+        nonlocal code
+        if is_current():
+            _import(_OF_RUN)
+            gc.freeze()
+            code = _files_of_code()
+
+    Loop(listener, own, linger_s, origin, is_current, import_of_run).serve(Child(first, channel))
     os._exit(0)
 
 
-def _import_all() -> None:
+def _import_all(*, with_run: bool) -> None:
     from unionfs.daemon import mounted_union
 
     import_module("unionfs.mount_parent.loop")
-    for module in (*mounted_union.MODULES, *mounted_union.LATE_MODULES, *_LATER, *_COMMANDS):
+    _import((*mounted_union.MODULES, *mounted_union.LATE_MODULES, *_LATER, *_OF_MOUNT, *(_OF_RUN if with_run else ())))
+
+
+def _import(modules: tuple[str, ...]) -> None:
+    for module in modules:
         with suppress(ImportError):
             import_module(module)
 
