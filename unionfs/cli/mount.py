@@ -58,7 +58,7 @@ def run(options: DaemonOptions, *, foreground: bool) -> int:
 
             process.serve(options, warn=_warn)
         else:
-            start(options, warn=_warn, run_command=parents.runner())
+            start(options, warn=_warn, become_parent=parents.for_first_mount())
     except StartError as error:
         raise CommandError(str(error), hint=error.hint) from error
     return 0

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from unionfs.mount_parent import client
 from unionfs.printable import printable_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unionfs.fuse.keeper_channel import Channel
 
 _IDLE_S = 1.0
 """Delay of the parent's imports, so that they do not slow down the start of a container's command."""
@@ -15,25 +20,32 @@ _IDLE_S = 1.0
 
 def leave(first: int, idle_s: float = 0.0) -> None:
     """Start a parent if this command's mount found none. `first`: pid of a process that lives as long as the mount."""
-    run_command = runner()
-    if run_command is not None and client.refusal is not None and client.refusal.is_absent:
+    if _may_leave() and client.refusal is not None and client.refusal.is_absent:
+        from unionfs.cli import entry
         from unionfs.mount_parent import leave as leaving
 
-        leaving.leave(first, run_command, idle_s)
+        leaving.leave(first, entry.run, idle_s)
 
 
-def runner() -> Callable[[list[str]], int] | None:
-    """Return what runs command lines in a parent that this process may start; None: it may not."""
+def for_first_mount() -> Callable[[], Channel] | None:
+    """Return what makes a process the parent of the mount that it is to serve (mount_parent.leave); None: this process
+    may not start one."""
+    if not _may_leave():
+        return None
+    from unionfs.cli import entry
+    from unionfs.mount_parent import leave as leaving
+
+    return partial(leaving.become_parent, entry.run)
+
+
+def _may_leave() -> bool:
     try:
         client.linger_s()
     except ValueError:
         told = f"{client.LINGER}={os.environ[client.LINGER]}: not a number of seconds; no parent is left behind"
         print(printable_line(f"unionfs: warning: {told}"), file=sys.stderr)
-    if not client.may_leave_parent or None in (sys.stdin, sys.stdout, sys.stderr):
-        return None  # without these streams processes that a parent forks could not print
-    from unionfs.cli import entry
-
-    return entry.run
+    # Without these streams processes that a parent forks could not print.
+    return client.may_leave_parent and None not in (sys.stdin, sys.stdout, sys.stderr)
 
 
 def leave_beside_container(ready: Callable[[], None] = lambda: None) -> None:

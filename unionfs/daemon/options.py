@@ -44,6 +44,11 @@ class DaemonOptions(NamedTuple):
     started_by: str = "itself"  # text about the process that forked the daemon; set by daemon.start
 
 
+BecomeParent = Callable[[], "Channel"]
+"""Makes this process a parent of mounts, and returns in a process that it has forked for the first mount, with the
+connection to it (mount_parent.leave). Raises: OSError."""
+
+
 class Forked(NamedTuple):
     """The parent and the caller of a process that was forked to become a daemon. Immutable."""
 

@@ -23,7 +23,7 @@ from unionfs.core.options import OptionError
 from unionfs.core.union import Union
 from unionfs.daemon import keeper_process, mounted_union
 from unionfs.daemon.mounted_union import Service
-from unionfs.daemon.options import DaemonOptions, Forked, StartError
+from unionfs.daemon.options import BecomeParent, DaemonOptions, Forked, StartError
 from unionfs.detach import above_stdio, detach
 from unionfs.fuse import mounting
 from unionfs.fuse.death_helper import DeathHelper
@@ -56,7 +56,7 @@ IN_FOREGROUND: Final = "itself: in the foreground"
 Warn = Callable[[str], None]
 
 
-def fork(options: DaemonOptions, run_command: Callable[[list[str]], int] | None = None) -> list[str]:
+def fork(options: DaemonOptions, become_parent: BecomeParent | None = None) -> list[str]:
     """Fork the daemon, and return the fields of its report, as a parent of mounts replies; "" if it has ended before.
 
     The daemon is reparented, in a new session, in /, with the descriptors of `options` only.
@@ -65,7 +65,7 @@ def fork(options: DaemonOptions, run_command: Callable[[list[str]], int] | None 
     child = os.fork()
     if child == 0:
         os.close(read_fd)
-        _run_daemon(options, write_fd, run_command)
+        _run_daemon(options, write_fd, become_parent)
     os.close(write_fd)
     with open(read_fd, "rb") as pipe:
         report = os.fsdecode(pipe.read())
@@ -96,7 +96,7 @@ class _Report:
                 pipe.write(os.fsencode("\0".join(fields)))
 
 
-def _run_daemon(options: DaemonOptions, write_fd: int, run_command: Callable[[list[str]], int] | None) -> NoReturn:
+def _run_daemon(options: DaemonOptions, write_fd: int, become_parent: BecomeParent | None) -> NoReturn:
     """Run the daemon in the forked child: detach, serve, exit."""
     report, status = _Report(write_fd), 1
     try:
@@ -104,11 +104,9 @@ def _run_daemon(options: DaemonOptions, write_fd: int, run_command: Callable[[li
         if os.fork() != 0:
             os._exit(0)  # reparented, so that its starter need not reap it
         parent = None
-        if run_command is not None:
-            from unionfs.mount_parent.leave import become_parent
-
+        if become_parent is not None:
             with suppress(OSError):  # no process, no descriptor: the mount is an ordinary one
-                parent = become_parent(run_command)
+                parent = become_parent()
 
         def ready(warning: str) -> None:
             if parent is not None:

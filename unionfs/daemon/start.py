@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from unionfs.daemon.options import DaemonOptions, Forked, StartError
+from unionfs.daemon.options import BecomeParent, DaemonOptions, Forked, StartError
 from unionfs.fuse import mounting
 from unionfs.mount_parent import client
 
@@ -30,14 +30,13 @@ def start(
     *,
     warn: Warn = lambda _: None,
     parent: client.Parent | None = None,
-    run_command: Callable[[list[str]], int] | None = None,
+    become_parent: BecomeParent | None = None,
 ) -> Started:
     """Mount in a new process that outlives this one, and return it as soon as the mount can be used.
 
     The parent of our mounts forks the daemon, if it accepts: `parent`, or, if that is None, the one that is found now.
     A process that was forked to become the daemon becomes it, and this does not return. Else this process forks it; if
-    there was no parent, it forks one that forks the daemon, and that runs command lines of clients by `run_command`
-    (see mount_parent.leave), unless that is None.
+    there was no parent, the forked process becomes one by `become_parent`, unless that is None, and forks the daemon.
     The new process is a daemon(7): reparented, in a new session, in /, with the descriptors of `options` only.
     Raises: StartError.
     """
@@ -45,7 +44,7 @@ def start(
         from unionfs.daemon import process
 
         process.become(options._replace(started_by=f"parent {_forked.parent}"), warn, _forked)
-    reply = _ask_parent(options, parent) or _fork(options, run_command)
+    reply = _ask_parent(options, parent) or _fork(options, become_parent)
     verdict, *fields = reply.fields
     if verdict == client.READY:
         pid, warning = fields
@@ -83,15 +82,15 @@ def _pickled(options: DaemonOptions) -> bytes:
     return _pickle.dumps(options)
 
 
-def _fork(options: DaemonOptions, run_command: Callable[[list[str]], int] | None) -> client.Reply:
+def _fork(options: DaemonOptions, become_parent: BecomeParent | None) -> client.Reply:
     from unionfs.daemon import process
 
     started_by = "itself" if client.refusal is None else f"itself: {client.refusal}"
     ended, held = os.pipe()
     try:
         if client.refusal is None or not client.refusal.is_absent:
-            run_command = None
-        fields = process.fork(options._replace(started_by=started_by, held_fd=held), run_command)
+            become_parent = None
+        fields = process.fork(options._replace(started_by=started_by, held_fd=held), become_parent)
         if fields[0] == client.READY:
             return client.Reply(fields, [os.pidfd_open(int(fields[1])), ended])
     except OSError as error:
