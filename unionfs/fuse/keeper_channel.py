@@ -61,6 +61,7 @@ class Channel:
 
     def __init__(self, end: _socket.socket) -> None:
         self._end = end  # changed by `move`
+        self._ahead: list[tuple[bytes, list[int]]] = []  # messages that `read_ahead` has received, for `take`
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -81,6 +82,10 @@ class Channel:
     def receive(self, seconds: float, other_pidfd: int = -1) -> bytes | None:
         """Wait for a message. Returns b"" if the other process has gone; None after `seconds`, or when the process
         `other_pidfd` has ended."""
+        message = self._receive(seconds, other_pidfd)
+        return self._receive(seconds, other_pidfd) if message == _LISTENS else message  # nobody waited so long for it
+
+    def _receive(self, seconds: float, other_pidfd: int = -1) -> bytes | None:
         poll = select.poll()
         poll.register(self._end, select.POLLIN)
         if other_pidfd >= 0:
@@ -120,6 +125,9 @@ class Channel:
     def take(self) -> tuple[bytes, list[int]] | None:
         """Return the next message, and the descriptors that came with it; b"" if the other process has gone. None:
         there is no message now. Raises: OSError; EMFILE where there was no room for all descriptors."""
+        return self._ahead.pop(0) if self._ahead else self._take()
+
+    def _take(self) -> tuple[bytes, list[int]] | None:
         room = _socket.CMSG_SPACE(_FDS_MOST * _FD_BYTES)
         try:
             message, ancillary, flags, _ = self._end.recvmsg(
@@ -127,6 +135,8 @@ class Channel:
             )
         except BlockingIOError:
             return None
+        except ConnectionResetError:
+            return self._take()  # it has ended before it read all messages; this is told once, before its own ones
         except ConnectionError:
             return b"", []
         fds = [
@@ -161,13 +171,25 @@ class Channel:
         """Say that clients find this parent now."""
         self.send(_LISTENS)
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether the other process has gone, and has left no message."""
-        try:
-            return not self._end.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
-        except OSError:
-            return False
+    def read_ahead(self) -> bytes | None:
+        """Receive the messages that have come, for `take`. Returns OVER if the mount has ended, or cannot be kept: then
+        its descriptors and the connection are closed. b"": the other process has gone, and has left no message."""
+        while True:
+            try:
+                taken = self._take()
+            except OSError:  # no descriptor is left
+                taken = OVER, []
+            if taken is None:
+                return None
+            message, fds = taken
+            if message == OVER:
+                for fd in (*fds, *(fd for _, before in self._ahead for fd in before)):
+                    os.close(fd)
+                self.close()
+                return OVER
+            if not message:
+                return None if self._ahead else b""
+            self._ahead.append(taken)
 
     def leave(self) -> None:
         """Tell the daemon to leave the mount to another daemon, as it requested."""
@@ -184,7 +206,7 @@ class Channel:
 
     def wait_until_listening(self) -> None:
         """Wait until clients find the parent of mounts that has forked this process, or it has ended."""
-        self.receive(_LISTENS_S)
+        self._receive(_LISTENS_S)
 
     def wait_until_kept(self) -> bool:
         """Wait until the keeper has become one of this version, or has said that it cannot. Returns False if it has
