@@ -97,12 +97,17 @@ def test_a_caller_whose_directory_has_gone(place: Place) -> None:
 
 @pytest.mark.parametrize("parent", [False, True])
 def test_a_mount_that_lacks_descriptors_fails_before_it_is_ready(place: Place, *, parent: bool) -> None:
-    """A daemon could otherwise end a moment after the mount was reported, or be replaced again and again."""
+    """A daemon could otherwise end a moment after the mount was reported, or be replaced again and again. A parent of
+    mounts has more descriptors than the process that it forks may open."""
     shell = 'ulimit -n "$1"; shift; exec "$@"'
     low, up, mnt = (os.fspath(place.path(name)) for name in ("low", "up", "mnt"))
     argv = [*place.user.unionfs_cmd, "mount", "--lower", low, "--upper", up, mnt]
     env = {**place.user.env, "UNIONFS_LINGER": "1" if parent else "0"}
     codes = set()
+    if parent:
+        place.path("first").mkdir()
+        place.user.own(place.path("first"))
+        place.user.unionfs("mount", "--lower", low, place.path("first"))
     for number in range(8, 48, 3):
         done = place.user.run(["sh", "-c", shell, "sh", str(number), *argv], check=False, env=env)
         codes.add(done.returncode)
@@ -114,6 +119,8 @@ def test_a_mount_that_lacks_descriptors_fails_before_it_is_ready(place: Place, *
         else:
             assert done.stderr.endswith("Too many open files\n"), number
         assert mount_at(place.path("mnt")) is None
+    if parent:
+        place.user.unionfs("umount", place.path("first"))
     assert codes == {0, 1}
 
 

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Any, Final, NamedTuple, NoReturn
 
 from unionfs import process_properties
@@ -35,6 +36,13 @@ RunCommand = Callable[[list[str]], int]
 
 _PATIENCE_S: Final = 10.0
 """Time limit for the request of an accepted caller."""
+OF_RUN: Final = (
+    "unionfs.cli.run",
+    *("layers.store", "layers.lookup", "unionfs.containers.images", "unionfs.containers.image_mount"),
+    *("unionfs.containers.scratch", "unionfs.launcher.namespace_socket", "unionfs.launcher.supervisor"),
+)
+"""Modules of `unionfs run`: they take a third of the memory of a parent, so it imports them after its first client that
+needs them."""
 _F_SETSIG: Final = 10  # fcntl(2)
 _FDS: Final = len(client.NAMESPACES) + 2  # namespaces, root, working directory; then those of the request
 
@@ -66,13 +74,13 @@ def run(end: socket.socket, caller: int, origin: Origin, channel: Channel) -> No
         request = _receive(end, origin.code)
         end.settimeout(None)
         os.setsid()
+        ended, held = os.pipe()  # before the caller's limits are taken over
         _take_over(request, caller)
         if request.kind == client.RUN:
             channel.send(keeper_channel.RUNS)
             channel.close()
             _run_container(end, request, origin.run_command)
             os._exit(0)
-        ended, held = os.pipe()
         teller = _Teller(end, request.kind, ended)
         start.become_at_start(Forked(origin.pid, channel, (end.fileno(), ended), teller))
         if request.kind == client.COMMAND:
@@ -151,10 +159,22 @@ def _run_container(end: socket.socket, request: Request, run_command: RunCommand
                 os.close(fd)
     client.refusal, client.may_leave_parent = None, False
     set_process_name("unionfs")
+    import_present(OF_RUN)  # before the caller forwards signals
     pidfd = os.pidfd_open(os.getpid())
-    _reply(end, client.BEGUN, descriptors=[pidfd])
-    os.close(pidfd)
-    _reply(end, client.EXIT, str(_run_command(request._replace(subject=command_line), run_command)))
+    try:
+        _reply(end, client.BEGUN, descriptors=[pidfd])
+        os.close(pidfd)
+        status = _run_command(request._replace(subject=command_line), run_command)
+    except KeyboardInterrupt:  # forwarded by the caller, before or after the command line handles it
+        status = 128 + signal.SIGINT
+    _reply(end, client.EXIT, str(status))
+
+
+def import_present(modules: Sequence[str]) -> None:
+    """Import the modules that are installed."""
+    for module in modules:
+        with suppress(ImportError):
+            import_module(module)
 
 
 def _end_with(end: socket.socket) -> None:

@@ -40,17 +40,17 @@ class Loop:
         linger_s: float,
         origin: Origin,
         is_current: Callable[[], bool],
-        import_of_run: Callable[[], None],
+        import_one: Callable[[], bool],
     ) -> None:
         """`own`: the parent's facts; `is_current`: returns whether its code and surroundings are unchanged;
-        `import_of_run`: imports the modules of `unionfs run`."""
+        `import_one`: imports the next module of `unionfs run`, and returns False when there is none."""
         self._listener = listener  # immutable
         self._own = own  # immutable
         self._linger_s = linger_s  # immutable
         self._origin = origin  # immutable
         self._is_current = is_current  # immutable
-        self._import_of_run = import_of_run  # immutable
-        self._import_at: float | None = None  # when to call it; set once, when a first container has begun
+        self._import_one = import_one  # immutable
+        self._import_at: float | None = None  # when to call it; inf: not any more; set when a first container has begun
         self._children: dict[int, Child] = {}  # pidfd -> our daemon, or `first`
         self._channels: dict[int, Child] = {}  # descriptor of its channel -> a daemon that may send messages
         self._old: dict[int, int] = {}  # pidfd -> pid; of daemons whose threads wait for answers of the next one
@@ -92,8 +92,7 @@ class Loop:
                     self._accept()
             self._go_on()
             if self._import_at is not None and self._import_at <= monotonic():
-                self._import_at = inf
-                self._import_of_run()
+                self._import_at = monotonic() if self._import_one() else inf
 
     def _wait_ms(self, is_ending: bool, linger_s: float) -> float | None:
         """Return for how long nothing is to be done; None: for any time."""
@@ -147,8 +146,10 @@ class Loop:
         if pid == 0:
             ours.close()
             self._listener.close()
-            for child in self._children.values():
+            for child in (*self._children.values(), *self._late):
                 child.let_go()
+            for pidfd in (*self._children, *self._old):
+                os.close(pidfd)
             forked.run(end, caller, self._origin, theirs)
         theirs.close()
         self._wait_for(Child(pid, ours))

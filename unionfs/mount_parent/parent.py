@@ -18,12 +18,10 @@ import resource
 import select
 import socket
 import sys
-from contextlib import suppress
-from importlib import import_module
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from unionfs.fuse import detachment
-from unionfs.mount_parent import identity
+from unionfs.fuse import detachment, keeper_channel
+from unionfs.mount_parent import forked, identity
 from unionfs.mount_parent.forked import Origin, RunCommand
 from unionfs.syscalls.namespaces import set_command_line, set_process_name
 
@@ -34,13 +32,6 @@ NAME: Final = "unionfs-parent"
 """The name in /proc/PID/comm and /proc/PID/cmdline."""
 
 _OF_MOUNT: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper")
-_OF_RUN: Final = (
-    "unionfs.cli.run",
-    *("layers.store", "layers.lookup", "unionfs.containers.images", "unionfs.containers.image_mount"),
-    *("unionfs.containers.scratch", "unionfs.launcher.namespace_socket", "unionfs.launcher.supervisor"),
-)
-"""Modules of `unionfs run`: they take a third of the memory, so they are imported for the first client that needs
-them."""
 _LATER: Final = ("unionfs.daemon.process", "unionfs.daemon.state", "unionfs.fuse.kernel.activity", "unionfs.version")
 """Modules that daemons and their keepers import later, besides mounted_union.LATE_MODULES: imported here, their memory
 is shared."""
@@ -55,17 +46,20 @@ def run(first: int, channel: Channel | None, linger_s: float, idle_s: float, run
     has come.
     """
     os.chdir("/")
+    is_container = channel is None
     own, origin = identity.facts(), Origin(os.getpid(), identity.code(), run_command)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         listener.bind(identity.address(own))
         listener.listen(_BACKLOG)  # clients wait until we are ready, which takes less time than an ordinary mount
     except OSError:  # another parent was faster
-        if channel is None:
+        if is_container:
             os._exit(0)
         listener.close()
     if channel is not None:
         channel.listens()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.environb.clear()
     set_process_name(NAME)
     set_command_line(NAME)
@@ -73,44 +67,45 @@ def run(first: int, channel: Channel | None, linger_s: float, idle_s: float, run
     code = _files_of_code()
     waits_for = [each for each in (listener, channel) if each is not None and each.fileno() >= 0]
     select.select(waits_for, [], [], idle_s)
-    if channel is not None and channel.is_closed:
-        os._exit(0)  # its mount has failed
-    _import_all(with_run=channel is None)
+    from unionfs.daemon import mounted_union  # late: these modules are those of daemons
+
+    for module in (*mounted_union.MODULES, *mounted_union.LATE_MODULES, *_LATER, *_OF_MOUNT):
+        channel = _read_ahead(channel)
+        forked.import_present([module])
+    of_run = iter(forked.OF_RUN)
+    if is_container:
+        forked.import_present([*of_run])
+    from unionfs.mount_parent.kept import Child
+    from unionfs.mount_parent.loop import Loop
+
     if code.items() - _files_of_code().items():
         os._exit(0)  # its modules would be of two versions
     gc.freeze()  # a collection would write to pages that the daemons share
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    from unionfs.mount_parent.kept import Child  # late: they import the modules of daemons
-    from unionfs.mount_parent.loop import Loop
-
     code = _files_of_code()
 
     def is_current() -> bool:
         return _files_of_code() == code and identity.facts() == own
 
-    def import_of_run() -> None:
+    def import_one() -> bool:
         nonlocal code
-        if is_current():
-            _import(_OF_RUN)
-            gc.freeze()
-            code = _files_of_code()
+        module = next(of_run, None)
+        if module is None or not is_current():
+            return False
+        forked.import_present([module])
+        code = _files_of_code()
+        return True
 
-    Loop(listener, own, linger_s, origin, is_current, import_of_run).serve(Child(first, channel))
+    Loop(listener, own, linger_s, origin, is_current, import_one).serve(Child(first, channel))
     os._exit(0)
 
 
-def _import_all(*, with_run: bool) -> None:
-    from unionfs.daemon import mounted_union
-
-    import_module("unionfs.mount_parent.loop")
-    _import((*mounted_union.MODULES, *mounted_union.LATE_MODULES, *_LATER, *_OF_MOUNT, *(_OF_RUN if with_run else ())))
-
-
-def _import(modules: tuple[str, ...]) -> None:
-    for module in modules:
-        with suppress(ImportError):
-            import_module(module)
+def _read_ahead(channel: Channel | None) -> Channel | None:
+    """Receive the messages of the first mount between imports: when it ends, it waits for this parent to close its
+    descriptors. Returns None when it has ended; ends this process if it has failed."""
+    said = None if channel is None else channel.read_ahead()
+    if said == b"":
+        os._exit(0)
+    return None if said == keeper_channel.OVER else channel
 
 
 def _files_of_code() -> dict[str, tuple[int, int, int]]:
