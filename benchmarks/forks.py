@@ -5,7 +5,8 @@
 As root, so that no user namespace is made; containers that do not run, in a temporary store. Prints one JSON line per
 number of files, with the median milliseconds in this process: `freeze` of the changes, `fork` of a frozen container,
 `merge_shared` (a fork's branches become the parent's), `merge_again` (as well, and a further branch gets the mode of
-the directory, which the parent has changed), `merge_moved` (one file conflicts, so all go to a new branch),
+the directory, which the parent has changed), `merge_theirs` (as well, and the fork's file replaces one of the parent;
+the fork is kept), `merge_moved` (the parent keeps one file that conflicts, so all others go to a new branch),
 `merge_copied` (as well, and the fork is kept; the copies are synced), `drop`, and to compare with `cp` of the changed
 files (cp -a --reflink=auto), and `cp_synced` (with `sync -f`). `..._processor` is the processor time, which other work
 on the machine changes less.
@@ -61,10 +62,10 @@ def _round(top: Path, files: int, took: dict[str, list[float]]) -> None:
     main_ = store.add(record.new(store.root, config, "main"))
     _fill(main_, "frozen", files)
     timed("freeze", lambda: freeze.freeze(main_))
-    for name in ("shared", "again", "moved", "copied"):
+    for name in ("shared", "again", "theirs", "moved", "copied"):
         timed("fork", lambda name=name: forks.fork(store.find("main"), name))  # type: ignore[misc]
         _fill(store.find(name), name, files)
-    for name in ("moved", "copied"):
+    for name in ("theirs", "moved", "copied"):
         _write_conflict(store.find(name))
     os.sync()
     for case, then in (("cp", ":"), ("cp_synced", 'sync -f "$2"')):
@@ -76,9 +77,10 @@ def _round(top: Path, files: int, took: dict[str, list[float]]) -> None:
     timed("merge_again", lambda: merge.merge(store.find("again"), store.find("main")))
     os.mkdir(os.path.join(store.find("main").upper, "d"), 0o700)
     _write_conflict(store.find("main"))
-    theirs = merge.THEIRS
-    timed("merge_moved", lambda: merge.merge(store.find("moved"), store.find("main"), choice=theirs))
-    timed("merge_copied", lambda: merge.merge(store.find("copied"), store.find("main"), choice=theirs, keep=True))
+    theirs, ours = merge.THEIRS, merge.OURS
+    timed("merge_theirs", lambda: merge.merge(store.find("theirs"), store.find("main"), choice=theirs, keep=True))
+    timed("merge_moved", lambda: merge.merge(store.find("moved"), store.find("main"), choice=ours))
+    timed("merge_copied", lambda: merge.merge(store.find("copied"), store.find("main"), choice=ours, keep=True))
     forks.fork(store.find("main"), "dropped")
     _fill(store.find("dropped"), "dropped", files)
     timed("drop", lambda: forks.drop(store.find("dropped")))

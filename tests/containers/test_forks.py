@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import stat
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,149 +14,23 @@ from typing import Literal
 
 import pytest
 
+from tests.containers.fork_world import Plain, World, changed, conflict, copy, look, merged, taken, walk, write
 from tests.support import share
 from tests.support.small_filesystem import MIB, fill, make_room, small_filesystem
-from tests.support.timing import limit, wait_until
+from tests.support.timing import wait_until
 from unionfs import Union
-from unionfs.containers import branches, forks, freeze, merge, record
-from unionfs.containers.config import ContainerConfig, RootFilesystem
+from unionfs.containers import branches, forks, freeze, merge
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.merge import OURS, THEIRS, ConflictError, parent_of
-from unionfs.containers.record import Container
 from unionfs.containers.remove import remove
-from unionfs.containers.store import ContainerStore
+from unionfs.containers.rootfs import union_options
 from unionfs.control.branch_client import BranchError
-from unionfs.launcher.spec import Process
+from unionfs.core.attrs import ROOT, AttrChange
+from unionfs.core.union import Union as CoreUnion
+from unionfs.drivers.names import FUSE
 from unionfs.syscalls import files
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the containers of root need no user namespace")
-
-Plain = dict[str, tuple[str, int, str]]
-"""A tree: kind, mode and content or target by path."""
-
-
-class World:
-    """A store with containers, and a plain directory for each."""
-
-    def __init__(self, tmp_path: Path, root: Path | None = None) -> None:
-        self.top = tmp_path
-        self.base = tmp_path / "base"
-        self.store = ContainerStore(str(root or tmp_path / "root"))
-        self.count = 0
-
-    def make(self, name: str, *lines: str) -> Container:
-        self.base.mkdir()
-        edit(self.base, *lines)
-        config = ContainerConfig(Process(("true",)), RootFilesystem((str(self.base),)))
-        shutil.copytree(self.base, self.plain(name), symlinks=True)
-        return self.store.add(record.new(self.store.root, config, name))
-
-    def plain(self, name: str) -> Path:
-        return self.top / "plain" / name
-
-    def find(self, name: str) -> Container:
-        return self.store.find(name)
-
-    def fork(self, name: str, new: str) -> Container:
-        made = forks.fork(self.find(name), new)
-        copy(self.plain(name), self.plain(new))
-        return made
-
-    def edit(self, name: str, *lines: str) -> None:
-        """Make changes in a container and its plain directory."""
-        one = self.find(name)
-        with Union(one.config.rootfs.lowers, upper=one.upper, work=one.work) as union:
-            edit(union, *lines)
-        edit(self.plain(name), *lines)
-
-    def shown(self, name: str) -> Plain:
-        one = self.find(name)
-        with Union((one.upper, *one.config.rootfs.lowers)) as union:
-            return dict(_look(union, ""))
-
-    def check(self, *names: str) -> None:
-        for name in names:
-            assert self.shown(name) == look(self.plain(name)), name
-
-
-def edit(tree: Union | Path, *lines: str) -> None:
-    """Make changes: `+PATH=TEXT`, `/PATH` (a directory), `-PATH`, `A>B` (renamed), `PATH:MODE`, `A&B` (linked)."""
-    at = (lambda path: path) if isinstance(tree, Union) else (lambda path: os.path.join(tree, path))
-    os_ = tree if isinstance(tree, Union) else os
-    for line in lines:
-        if line.startswith("+"):
-            path, _, text = line[1:].partition("=")
-            with tree.open(path, "w") if isinstance(tree, Union) else open(at(path), "w") as file:
-                file.write(text)
-        elif line.startswith("/"):
-            os_.mkdir(at(line[1:]))
-        elif line.startswith("-"):
-            path = at(line[1:])
-            if stat.S_ISDIR(os_.lstat(path).st_mode):
-                (tree.rmtree if isinstance(tree, Union) else shutil.rmtree)(path)
-            else:
-                os_.remove(path)
-        elif ">" in line:
-            os_.rename(*map(at, line.split(">")))
-        elif "&" in line:
-            os_.link(*map(at, line.split("&")))
-        else:
-            path, _, mode = line.partition(":")
-            os_.chmod(at(path), int(mode, 8))
-
-
-def _look(tree: Union | Path, path: str) -> Iterator[tuple[str, tuple[str, int, str]]]:
-    os_, top = (tree, "") if isinstance(tree, Union) else (os, f"{tree}/")
-    for name in os_.listdir(top + path or "."):
-        here = f"{path}/{name}" if path else name
-        st = os_.lstat(top + here)
-        if stat.S_ISDIR(st.st_mode):
-            yield here, ("dir", st.st_mode & 0o7777, "")
-            yield from _look(tree, here)
-        else:
-            with tree.open(here) if isinstance(tree, Union) else open(top + here) as file:
-                yield here, ("file", st.st_mode & 0o7777, file.read())
-
-
-def look(tree: Path) -> Plain:
-    return dict(_look(tree, ""))
-
-
-def copy(source: Path, target: Path) -> None:
-    subprocess.run(["cp", "-a", source, target], check=True, timeout=limit(60))
-
-
-def changed(new: Plain, old: Plain) -> dict[str, tuple[str, int, str] | None]:
-    return {path: new.get(path) for path in {*new, *old} if new.get(path) != old.get(path)}
-
-
-def _above(path: str) -> Iterator[str]:
-    while "/" in path:
-        path = path.rpartition("/")[0]
-        yield path
-
-
-def conflict(fork: Plain, parent: Plain, base: Plain) -> bool:
-    """Whether two trees conflict, by the table of docs/forks.md."""
-    theirs, ours = changed(fork, base), changed(parent, base)
-    for path, new in theirs.items():
-        if path in ours and ours[path] != new:
-            return True
-        is_dir = new is not None and new[0] == "dir"
-        if not is_dir and any(ours[there] is not None for there in ours if there.startswith(path + "/")):
-            return True
-        if new is not None and any(there in ours and (ours[there] or ("",))[0] != "dir" for there in _above(path)):
-            return True
-    return False
-
-
-def merged(fork: Plain, parent: Plain, base: Plain) -> Plain:
-    result = dict(parent)
-    for path, new in changed(fork, base).items():
-        result.pop(path, None)
-        if new is not None:
-            result[path] = new
-    return result
 
 
 @pytest.fixture
@@ -221,20 +94,28 @@ def _add_or_remove_branch(world: World, name: str, new: str) -> None:
         assert refused.pointers  # noqa: PT017 - it is refused in some states only
         return
     file = world.plain(name) / f"branch{added[0].name}"
-    if look(world.plain(name)).get(file.name) == ("file", 0o644, added[0].name):
+    stays = any(os.path.lexists(os.path.join(lower, file.name)) for lower in world.find(name).config.rootfs.lowers)
+    if look(world.plain(name)).get(file.name) == ("file", 0o644, added[0].name) and not stays:
         file.unlink()
 
 
 def _merge(world: World, chance: random.Random, name: str, into: str) -> str:
     base = _common(world, name, into)
     fork, parent = look(world.plain(name)), look(world.plain(into))
+    one, other = world.find(name), world.find(into)
+    if not os.listdir(one.upper) and set(one.config.rootfs.lowers) <= set(other.config.rootfs.lowers):
+        fork = base  # the parent has all its branches, maybe with one that was added between them
     try:
-        merge.merge(world.find(name), world.find(into), keep=chance.random() < 0.3)
+        merge.merge(one, other, keep=chance.random() < 0.3)
     except ConflictError:
         assert conflict(fork, parent, base)
-        return "refused"
-    assert not conflict(fork, parent, base)
-    expected = merged(fork, parent, base)
+        if chance.random() < 0.5:
+            return "refused"
+        merge.merge(world.find(name), world.find(into), choice=THEIRS, keep=chance.random() < 0.3)
+        expected = taken(fork, parent, base)
+    else:
+        assert not conflict(fork, parent, base)
+        expected = merged(fork, parent, base)
     assert world.shown(into) == expected
     write(expected, world.plain(into))
     return "merged"
@@ -245,16 +126,7 @@ def _common(world: World, *names: str) -> Plain:
     one, other = (world.find(name).config.rootfs.lowers for name in names)
     common = [lower for at, lower in enumerate(one) if one[at:] == other[len(other) - len(one) + at :]]
     with Union(common) as union:
-        return dict(_look(union, ""))
-
-
-def write(tree: Plain, target: Path) -> None:
-    """Make a plain directory of a tree."""
-    shutil.rmtree(target)
-    target.mkdir()
-    for path, (kind, mode, text) in sorted(tree.items()):
-        (target / path).mkdir() if kind == "dir" else (target / path).write_text(text)
-        (target / path).chmod(mode)
+        return dict(walk(union, ""))
 
 
 def _random_edit(chance: random.Random, tree: Plain, text: str) -> Iterator[str]:
@@ -373,6 +245,33 @@ def test_attributes_of_a_directory_are_made_again_on_top(world: World) -> None:
     assert look(Path(made)) == {"d": ("dir", 0o700, "")}
     assert one.config.rootfs.lowers[1] == fork.config.rootfs.lowers[0]
     world.check("b")
+
+
+def test_a_file_of_both_that_the_fork_s_file_replaces(world: World) -> None:
+    """No file is copied, unless the fork has only the attributes of a file: the parent's data would show."""
+    world.make("a", *_BASE)
+    world.fork("a", "b")
+    world.fork("a", "c")
+    world.edit("b", "+f=1", "+d/new=1")
+    world.edit("c", "+h=2")
+    one = world.find("c")
+    union = CoreUnion(union_options(one, one.branches, one.directory, FUSE)._replace(metacopy=True))
+    found = union.find(ROOT, b"f")
+    assert found is not None
+    union.setattr(found.nodeid, AttrChange(mode=0o600))
+    union.close()
+    (world.plain("c") / "f").chmod(0o600)
+    world.edit("a", "+f=22", "+h=22", "+d/y=2")
+    base = look(world.base)
+    expected = taken(look(world.plain("b")), look(world.plain("a")), base)
+    assert not merge.merge(world.find("b"), world.find("a"), keep=True, choice=THEIRS).copied
+    assert world.shown("a") == expected
+    world.check("b")
+    expected = taken(look(world.plain("c")), expected, base)
+    assert os.listxattr(os.path.join(one.upper, "f"))  # it lacks its data
+    merge.merge(world.find("c"), world.find("a"), choice=THEIRS)
+    assert world.shown("a") == expected
+    assert expected["f"] == ("file", 0o600, "f")
 
 
 @pytest.mark.parametrize("stays", ["", "keep", "forked"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.test_forks import World, copy
+from tests.containers.fork_world import World, copy
 from unionfs.changes import journal as journals
 from unionfs.changes import merging
 from unionfs.containers import branches, diff, forks, freeze, merge

@@ -90,13 +90,17 @@ class _Directory(NamedTuple):
         return self.new[:above] if above >= 0 and self.new[above:] == self.old else None
 
 
+Within = Callable[[bytes], Collection[bytes] | None]
+"""Returns the names to compare in the directory at a path (empty for the root); None: all."""
+
 See = Callable[[bytes, Object, Object | None], None]
 """Called for each regular file of the upper, changed or not: its path, the file, and the file that it hides, if any."""
 
 
-def changes(branches: Branches, see: See | None = None) -> Changes:
-    """Compare the upper with the lowers. Raises OSError, mostly EACCES, for files that cannot be read."""
-    comparison = _Comparison(branches, see)
+def changes(branches: Branches, see: See | None = None, within: Within | None = None) -> Changes:
+    """Compare the upper with the lowers; with `within` only the paths that it selects. Raises OSError, mostly EACCES,
+    for files that cannot be read."""
+    comparison = _Comparison(branches, see, within)
     old = branches.bases()
     upper_root = branches.root(UPPER)
     assert upper_root.object is not None
@@ -115,9 +119,10 @@ def changes(branches: Branches, see: See | None = None) -> Changes:
 
 
 class _Comparison:
-    def __init__(self, branches: Branches, see: See | None) -> None:
+    def __init__(self, branches: Branches, see: See | None, within: Within | None) -> None:
         self.branches = branches  # immutable
         self.see = see  # immutable
+        self.within = within  # immutable
         self.result = Changes()  # grows
         self.todo: deque[_Directory] = deque()
         self.merged: dict[
@@ -138,6 +143,8 @@ class _Comparison:
             said.update(hidden for mark in marks if (hidden := markers.hidden_name(mark)))
         if own is None:
             said |= names(self.branches, here.old)
+        if self.within is not None and (selected := self.within(here.path)) is not None:
+            said.intersection_update(selected)
         for name in said:
             try:
                 self.name(here, name)

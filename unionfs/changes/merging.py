@@ -8,9 +8,10 @@ if both changed its mode, owner or attributes. Times alone never conflict. Chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
+from unionfs import markers
 from unionfs.changes.compare import MTIME
 from unionfs.changes.listing import ADDED, DELETED, Change
 from unionfs.changes.lowers import Stack
@@ -104,13 +105,14 @@ def _words(change: Change) -> str:
     return _WORDS.get(change.kind) or f"changed ({', '.join(change.what)})"
 
 
-def hidden(fork: Branches, theirs: Iterable[Change], parent: Iterable[Change]) -> list[Change] | None:
+def hidden(fork: Branches, theirs: Collection[Change], parent: Iterable[Change]) -> list[Change] | None:
     """The changes of the parent that must be made again on top if the fork's own branches are put on the parent's: of
     the attributes of directories which the fork has, too, and has not changed. None: the fork's branches have entries,
-    changed or only copied up, that would hide other changes. Precondition: nothing conflicts."""
-    top: Stack = tuple(BranchPath(branch, b"") for branch in range(fork.own))
-    known: dict[bytes, Stack] = {b"": top}
-    equal = {change.path: change.new for change in own(theirs)}  # where the parent has changed the same path
+    changed or only copied up, that would hide other changes or take data from them. Precondition: nothing conflicts, or
+    the fork's changes are wanted where it does."""
+    known = _roots(fork)
+    wanted = {change.path: change.new for change in own(theirs)}
+    replaces = False  # whether the fork's branches hide a file that the parent has changed
     again = []
     for change in own(parent):
         above_it, _, name = change.path.rpartition(b"/")
@@ -118,16 +120,44 @@ def hidden(fork: Branches, theirs: Iterable[Change], parent: Iterable[Change]) -
             return None
         stack = _own_directories(fork, above_it, known)
         below = _own_entry(fork, stack, name) if stack is not None else None
-        new, same = change.new, equal.get(change.path)
+        new, same = change.new, wanted.get(change.path)
         if below is None:
-            if stack is None or same is None or same.is_dir:
+            # If it was a directory, a redirect may lead to it.
+            if stack is None or same is None or same.is_dir or (change.old is not None and change.old.is_dir):
                 return None
+            replaces = True
         elif below:
             if new is None or not new.is_dir:
                 return None
             if same is None:
                 again.append(change)
-    return again
+    return None if replaces and any(_has_data_below(fork, change.new) for change in theirs) else again
+
+
+def concerned(fork: Branches) -> Callable[[bytes], set[bytes] | None]:
+    """Select the paths at which changes of the parent may conflict with those of the fork, or may be hidden by its own
+    branches: in a directory that these have with others merged below it, the names that they have, else all names. The
+    result is for listing.changes of the parent."""
+    known = _roots(fork)
+
+    def names(path: bytes) -> set[bytes] | None:
+        stack = _own_directories(fork, path, known)
+        if not stack:
+            return None
+        listed = [name for place in stack for name in fork.names(place)]
+        hidden_names = (markers.hidden_name(name) for name in listed if markers.is_reserved(name))
+        return {*(name for name in listed if not markers.is_reserved(name)), *filter(None, hidden_names)}
+
+    return names
+
+
+def _roots(fork: Branches) -> dict[bytes, Stack]:
+    return {b"": tuple(BranchPath(branch, b"") for branch in range(fork.own))}
+
+
+def _has_data_below(fork: Branches, new: Object | None) -> bool:
+    """Whether a file has only its attributes in the fork's own branches."""
+    return new is not None and not new.is_dir and new.data.branch >= fork.own
 
 
 def _own_directories(fork: Branches, path: bytes, known: dict[bytes, Stack]) -> Stack | None:

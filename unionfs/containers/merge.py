@@ -1,8 +1,9 @@
 """Merge a fork into the container that it was forked from, or into another one on the same branches.
 
 The changes of both since their common branches are compared (changes.merging). If the fork's branches hide nothing that
-the parent has changed, they become lowers of the parent, on top of its own: no file is copied. If they hide attributes
-of directories only, a further branch on top of them has these as the parent has them. Otherwise, or for some paths
+the parent has changed, or only files that the fork's files replace, they become lowers of the parent, on top of its
+own: no file is copied. If they hide attributes of directories, a further branch on top of them has these as the parent
+has them. Otherwise, or for some paths
 only, the wanted changes are made in a new branch (containers.replay).
 
 The merge happens when the parent's record is written, once, by a rename: before that the parent is unchanged,
@@ -21,7 +22,7 @@ from typing import Final, NamedTuple
 from unionfs.changes import compare, listing
 from unionfs.changes import record as change_records
 from unionfs.changes.listing import Change, Changes
-from unionfs.changes.merging import Conflict, above, conflicts, hidden, is_passage
+from unionfs.changes.merging import Conflict, above, concerned, conflicts, hidden, is_passage
 from unionfs.changes.merging import own as without_passages
 from unionfs.changes.objects import Branches, BranchPath, Object
 from unionfs.containers import diff, freeze, pause
@@ -253,7 +254,7 @@ class _Merge:
             theirs = listing.changes(fork)
             theirs.changes = listing.without(theirs.changes, mountpoints(self.fork))
             with self.opened(self.above_parent) as parent:
-                ours = listing.changes(parent).changes if self.above_parent else []
+                ours = listing.changes(parent, within=concerned(fork)).changes if self.above_parent else []
             with self.opened((*self.above_fork, *self.above_parent)) as both:
                 wanted = self.selected(theirs.changes)
                 found = conflicts(wanted, ours, self.equality(both))
@@ -265,7 +266,7 @@ class _Merge:
             if found and self.choice == OURS:
                 left = {one.path for one in found}
                 wanted = [one for one in wanted if not left & {one.path, *above(one.path)}]
-            is_whole = not self.paths and not found
+            is_whole = not self.paths and (not found or self.choice == THEIRS)
             root = any(one.path == b"/" for one in theirs.changes)
             again = hidden(fork, theirs.changes, ours) if is_whole and not root and self.can_share else None
             copied = again is None
