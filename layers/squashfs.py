@@ -17,6 +17,8 @@ MAGIC: Final = b"hsqs"
 _SUPERBLOCK: Final = Struct("<4sIIIIHHHHHHQQQQQQQQ")
 _VERSION: Final = (4, 0)
 _COMPRESSIONS: Final = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+_NONE: Final = (1 << 64) - 1
+"""Start of a table that the file does not have."""
 _WHAT: Final = "opening an image"
 
 
@@ -25,6 +27,13 @@ class Superblock(NamedTuple):
 
     bytes_used: int  # of the file, from the superblock on
     compression: str
+
+
+def has_xattrs(data: bytes) -> bool:
+    """Whether files may have extended attributes, by the first SIZE bytes of a squashfs that `parse` has taken. Without
+    the table of them no reader finds any, whatever the inodes say."""
+    start: int = _SUPERBLOCK.unpack(data[:SIZE])[14]
+    return start != _NONE
 
 
 def parse(data: bytes, room: int, path: str) -> Superblock:

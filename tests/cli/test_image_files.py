@@ -189,3 +189,21 @@ def test_a_missing_or_failing_tool_is_named(user: User, files: tuple[Path, Path]
     assert done.returncode != 0
     assert f"if {scratch}/torn.sqfs is damaged, copy or download it again" in done.stderr
     assert _servers(user) == []
+
+
+_SHOW = "import os; print({name: sorted(os.listxattr(name)) for name in ('/data/file', '/data')})"
+
+
+@as_ordinary_user
+@pytest.mark.parametrize("option", ["-xattrs", "-no-xattrs"])
+def test_extended_attributes_of_an_image_file(user: User, files: tuple[Path, Path], scratch: Path, option: str) -> None:
+    tree, image = scratch / "tree", user.home / f"{option[1:]}.sqfs"
+    subprocess.run(["unsquashfs", "-q", "-n", "-d", tree, files[0]], check=True, stdout=subprocess.DEVNULL)
+    os.setxattr(tree / "data/file", "user.x", b"1")
+    os.setxattr(tree / "data", "user.y", b"1")
+    subprocess.run(["mksquashfs", tree, image, "-quiet", "-no-progress", "-all-root", option], check=True)
+    user.own(image)
+    host = [word for path in ("/usr", "/lib", "/lib64") for word in ("-v", f"{path}:{path}:ro")]
+    shown = user.unionfs("run", "--rm", *host, "--entrypoint", "", image, "/usr/bin/python3", "-ISc", _SHOW).stdout
+    names = (["user.x"], ["user.y"]) if option == "-xattrs" else ([], [])
+    assert shown == f"{dict(zip(('/data/file', '/data'), names, strict=True))}\n"

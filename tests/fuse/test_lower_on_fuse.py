@@ -7,15 +7,19 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.core.trees import tree
+from tests.core.union_driver import UnionDriver
 from tests.fuse.daemons import Daemon, daemon_of
 from tests.support import mounts
 from tests.support.timing import limit
 from tests.support.users import User
+from unionfs.core.options import Options
+from unionfs.core.union import Union
 
 _NAMES = 100
 
@@ -60,3 +64,30 @@ def test_a_read_that_waits_delays_no_other_request(root_user: User, stacked: tup
             daemon.kill(signal.SIGCONT)
         assert reader.communicate(timeout=limit(30))[0] == b"end"
     assert (second / "new").read_text() == "a\n" * 10
+
+
+@pytest.mark.parametrize(("has_xattrs", "asked"), [(True, (14, 5)), (False, (0, 0))])
+def test_files_without_extended_attributes_are_asked_for_none(
+    root_user: User, scratch: Path, fuse_device: Path, has_xattrs: bool, asked: tuple[int, int]
+) -> None:
+    """The messages that the lower's daemon gets, exactly, for a directory and two files, one of which is copied up."""
+    del fuse_device
+    lower = scratch / "lower"
+    for place in (lower, scratch / "upper", scratch / "work"):
+        place.mkdir()
+    root_user.run(
+        mounts.mount_argv([tree(scratch / "files", "d/a=1 d/b=2")], lower, user=root_user, transport="kernel")
+    )
+    with daemon_of(lower):
+        upper, work = os.fspath(scratch / "upper"), os.fspath(scratch / "work")
+        without = () if has_xattrs else (os.fspath(lower),)
+        with closing(Union(Options((os.fspath(lower),), upper, work, without_xattrs=without))) as union:
+            seen = UnionDriver(union)
+            assert (seen.read("d/a"), seen.listxattr("d"), seen.listxattr("d/b")) == (b"1", [], [])
+            with pytest.raises(OSError, match="No data available"):
+                seen.getxattr("d/b", b"security.capability")
+            seen.chmod("d/b", 0o600)
+            seen.setxattr("d/b", b"user.x", b"y", 0)
+            assert (seen.listxattr("d/b"), seen.getxattr("d/b", b"user.x")) == ([b"user.x"], b"y")
+        messages = json.loads(root_user.unionfs("stats", "--json", lower).stdout)["messages"]
+    assert (messages.get("LISTXATTR", 0), messages.get("GETXATTR", 0)) == asked

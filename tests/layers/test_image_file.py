@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from layers import image_file, sif
+from layers import image_file, sif, squashfs
 from layers.errors import Refused
 from layers.manifest import own_platform
 
@@ -194,3 +194,18 @@ def test_a_copy_of_the_configuration_follows_the_squashfs(tmp_path: Path, squash
         os.ftruncate(file.fileno(), found.end + 15 + len(content))
         assert image_file.read_copy(file.fileno(), found) is None, "it was cut off"
     assert path.read_bytes().startswith(squash)
+
+
+def test_whether_a_squashfs_has_extended_attributes(squash: bytes, scratch: Path) -> None:
+    (scratch / "tree").mkdir()
+    (scratch / "tree/file").write_text("content")
+    os.setxattr(scratch / "tree/file", "user.x", b"1")
+    for option, expected in (("-xattrs", True), ("-no-xattrs", False)):
+        made = scratch / f"{option}.sqfs"
+        words: list[str | Path] = ["mksquashfs", scratch / "tree", made, "-quiet", "-no-progress", option]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        assert squashfs.has_xattrs(made.read_bytes()) is expected
+    assert squashfs.has_xattrs(squash) is False
+    torn = bytearray(squash)
+    torn[56] ^= 1  # the start of the table is not quite that of none
+    assert squashfs.has_xattrs(bytes(torn)) is True

@@ -197,8 +197,24 @@ def union_options(container: Container, lowers: tuple[str, ...], directory: str,
         unmapped_as_root=facts.unmapped_as_root,
         skip_unreadable=facts.skip_unreadable,
         hidden=facts.hidden,
+        without_xattrs=_lowers_without_xattrs(container, lowers),
         **_ownership(driver),
     )
+
+
+def _lowers_without_xattrs(container: Container, lowers: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the lowers that are in the container's image file, if its squashfs has no extended attributes.
+
+    The identity that was recorded is the superblock; image_mount mounts no file with another one.
+    """
+    file, within = container.config.rootfs.file, f"{container.image_mountpoint}/"
+    if file is None:
+        return ()
+    from layers import squashfs  # late: few containers need it
+
+    if squashfs.has_xattrs(bytes.fromhex(file.identity)):
+        return ()
+    return tuple(lower for lower in lowers if f"{lower}/".startswith(within))
 
 
 def read_upper(container: Container) -> None:

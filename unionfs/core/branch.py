@@ -66,10 +66,12 @@ Stat = os.stat_result | MadeStat
 class Branch:
     """A directory tree in a union."""
 
-    def __init__(self, path: str, fds: FdCache, *, writable: bool, opened: str = "", fd: int = -1) -> None:
+    def __init__(
+        self, path: str, fds: FdCache, *, writable: bool, opened: str = "", fd: int = -1, has_xattrs: bool = True
+    ) -> None:
         """Open the root, by its path or by that of a descriptor in /proc/self/fd, `opened`; or take the O_PATH
-        descriptor `fd` of it, which is closed with this object. Raises OSError as open(2) does; ENOTDIR if it is not a
-        directory."""
+        descriptor `fd` of it, which is closed with this object. `has_xattrs`: False if no file in it has extended
+        attributes. Raises OSError as open(2) does; ENOTDIR if it is not a directory."""
         self.path = path  # as the user named it, for messages only; changed by core.freeze only
         self.fds = fds  # immutable
         self.writable = writable  # changed by core.freeze only
@@ -82,11 +84,12 @@ class Branch:
         self.dev = st.st_dev  # immutable
         self.ino = st.st_ino  # immutable: of the root directory
         self.fsid = b"%x" % os.fstatvfs(fd).f_fsid  # immutable: survives a reboot where the filesystem has a UUID
+        self.has_xattrs = has_xattrs  # immutable: else no file is asked for its attributes
         self.fs_index = 0  # set once by core.inodes: which of the union's filesystems this is
         self.number = 0  # set once by UnionState: of all branches that the union has had as lowers
         if writable:
             frozen_names.forget(fd)
-        else:
+        elif has_xattrs:
             self.root.recorded = frozen_names.read(fd)
         self.masks: Mask | None = None  # changed by `hide` only
         self.private: FileFd | None = None  # a private copy of its mount; changed by core.backing and core.handover

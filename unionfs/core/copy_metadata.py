@@ -43,7 +43,9 @@ def give(
     kind = st.st_mode & IFMT
     sealed = isinstance(st, MadeStat) and st.sealed
     late = []
-    for name in [] if sealed else listed if listed is not None else list_xattrs(source):
+    if listed is None:
+        listed = list_xattrs(source) if lower.branch.has_xattrs else []
+    for name in [] if sealed else listed:
         stored = _kept_as(lower.branch, place.branch, name)
         if stored is None:
             continue

@@ -68,7 +68,9 @@ class DataFiles:
                 held = FileFd(open_as_owner(node.home, node.leaf, os.O_RDONLY | flags))
         else:
             held = self._open_lower(node.home, node.leaf, flags)
-            if marks.is_metacopy_fd(held):
+            if not node.home.branch.has_xattrs:
+                held.xattrs = []
+            elif marks.is_metacopy_fd(held):
                 del held  # so that an error below does not keep it open
                 if node.parent.low is None:
                     _refuse(errno.EIO, node.leaf)

@@ -30,6 +30,7 @@ class OpenBranch(NamedTuple):
     number: int = -1  # Branch.number of a lower; -1: its position
     was_upper: bool = False
     private_fd: int = -1  # a private copy of its mount, under passthrough (core.backing); -1: there is none
+    has_xattrs: bool = True  # Branch.has_xattrs
 
 
 class OpenChange(NamedTuple):
@@ -129,7 +130,7 @@ def _describe(branch: Branch) -> OpenBranch:
     values = None if kept is None else (kept.xattrs, kept.floor, kept.stands_in)
     fd, hidden = branch.root.fd(), tuple(branch.hidden_places())
     private_fd = -1 if branch.private is None else branch.private.fd
-    return OpenBranch(fd, hidden, values, branch.path, branch.number, branch.was_upper, private_fd)
+    return OpenBranch(fd, hidden, values, branch.path, branch.number, branch.was_upper, private_fd, branch.has_xattrs)
 
 
 class TakenBranches(NamedTuple):
@@ -170,7 +171,7 @@ def take(options: Options, given: OpenBranches, fds: FdCache) -> TakenBranches:
 
 
 def _take(path: str, given: OpenBranch, fds: FdCache, *, writable: bool) -> Branch:
-    branch = Branch(path, fds, writable=writable, fd=given.fd)
+    branch = Branch(path, fds, writable=writable, fd=given.fd, has_xattrs=given.has_xattrs)
     for components in given.hidden:
         branch.hide(components)
     branch.number, branch.was_upper = given.number, given.was_upper

@@ -59,7 +59,7 @@ def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
     redirect = None
     path = proc_path(fd)
     try:
-        names = os.listxattr(path)
+        names = os.listxattr(path) if place.branch.has_xattrs else []
         place.flags_mark = NO_FLAGS if markers.FLAGS_XATTR not in names else -1
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
@@ -131,6 +131,8 @@ def is_whiteout(place: BranchDir, name: bytes, st: Stat) -> bool:
 
 
 def _has_any_xattr(place: BranchDir, name: bytes, wanted: tuple[str, ...]) -> bool:
+    if not place.branch.has_xattrs:
+        return False
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd())
     try:
         return any(present in wanted for present in xattr_names(fd))

@@ -236,6 +236,8 @@ def _read_xattr(tree: UnionState, node: Node, name: bytes) -> bytes | None:
 
 
 def _read_xattr_of_branch(node: Node, name: bytes) -> bytes | None:
+    if not _branch(node).has_xattrs:
+        return None
     if isinstance(node, FileNode) and node.held is not None and (node.links is None or node.links.data is None):
         return files.find_xattr(node.held.fd, name)
     path, follow = _xattr_path(node)
@@ -248,7 +250,7 @@ def listxattr(node: Node) -> list[bytes]:
     A node without any remembers it until it changes or its attributes are given out again: programs that copy ask
     several times, and then for attributes by name.
     """
-    if node.no_xattrs or _is_sealed(node):
+    if node.no_xattrs or _is_sealed(node) or not _branch(node).has_xattrs:
         return []
     path, follow = _xattr_path(node)
     try:

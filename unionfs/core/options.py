@@ -48,6 +48,7 @@ class _Options(NamedTuple):
     atime: bool = True  # reading changes access times of upper files as their filesystem does; False: never
     static_nlink: bool = False  # directories show one link
     hidden: tuple[str, ...] = ()  # host paths that are shown as empty directories if a lower contains them
+    without_xattrs: tuple[str, ...] = ()  # lowers of which no file has extended attributes: they are asked for none
     names_limit: int = 1_000_000  # directory names remembered at most, some 200 bytes each
     fds_limit: int | None = None  # descriptors cached at most; None: a part of what RLIMIT_NOFILE leaves
     passthrough: bool = False  # the kernel itself reads and writes the branches' files; needs CAP_SYS_ADMIN

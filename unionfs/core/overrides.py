@@ -137,6 +137,8 @@ class Overrides:
 
 def detect(branch: Branch) -> bytes | None:
     """Detect whether a branch has overrides. Returns the one of its root; None: it has none."""
+    if not branch.has_xattrs:
+        return None
     path = _proc(branch.root.fd())
     for xattrs in (PRIVILEGED, USER):
         for xattr in xattrs:

@@ -41,7 +41,7 @@ def copy(tree: UnionState, node: FileNode, st: Stat, wanted: int | None, despite
     `wanted`, and has kept them; None: nothing was done, it must be copied whole. Raises as copyup.ensure does."""
     since, home, leaf_below = perf_counter(), node.home, node.leaf
     source = path_at(home, leaf_below)
-    listed = copy_metadata.list_xattrs(source)
+    listed = copy_metadata.list_xattrs(source) if home.branch.has_xattrs else []
     redirect = _path_below(node, st)
     if redirect is None or any(mark in listed for mark in markers.METACOPY_XATTRS):
         return None

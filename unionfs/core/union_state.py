@@ -185,7 +185,8 @@ class UnionState(DataFiles):
 
     def _open_branch(self, role: str, path: str, *, writable: bool) -> Branch:
         try:
-            return Branch(path, self.fds, writable=writable)
+            has_xattrs = writable or path not in self.options.without_xattrs
+            return Branch(path, self.fds, writable=writable, has_xattrs=has_xattrs)
         except OSError as exc:
             raise OptionError(exc.errno or errno.EINVAL, f"cannot use {path} as {role}: {exc.strerror}") from None
 

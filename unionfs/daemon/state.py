@@ -94,7 +94,8 @@ def options_of(values: dict[str, Any]) -> DaemonOptions:
     """Undo `plain` for options of this or another version. Raises: RefusedError."""
     try:
         union = dict(values["union"])
-        union["lowers"], union["hidden"] = tuple(union["lowers"]), tuple(union["hidden"])
+        for name in ("lowers", "hidden", "without_xattrs"):
+            union[name] = tuple(union.get(name, ()))
         if union["owners"] is not None:
             kinds = {kind: _translation(one) for kind, one in union["owners"].items()}
             union["owners"] = OwnerTranslation(**kinds)

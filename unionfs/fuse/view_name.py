@@ -39,7 +39,14 @@ def view_name(root_fds: Iterable[int], union: Options, serve: ServeOptions, moun
     for fd in root_fds:
         if not lowers or not _is_empty(fd):
             lowers.append((mountinfo.fd_mount_id(fd), os.fstat(fd).st_ino))
-    shown = (union.owners, union.unmapped_as_root, union.owners_kept, union.static_nlink, union.hidden)
+    shown = (
+        union.owners,
+        union.unmapped_as_root,
+        union.owners_kept,
+        union.static_nlink,
+        union.hidden,
+        union.without_xattrs,
+    )
     served = (
         union.skip_unreadable,
         serve.timeout_s,

@@ -102,6 +102,8 @@ class Reader:
         part = file.partial
         if part is not None and part.missing:
             return self._read_partial(file, part, unique, offset, size)
+        if file.waits:
+            return partial(_read_waiting, file, unique, offset, size)
         room = self._rooms.get(size)
         if room is None:
             room = self._rooms[size] = [self._reply[_HEADER : _HEADER + size]]
@@ -115,7 +117,7 @@ class Reader:
         except OSError as exc:
             if exc.errno not in _NO_NOWAIT:
                 raise
-            if file.waits or (file.waits is None and self._waits(file)):
+            if file.waits is None and self._waits(file):
                 return partial(_read_waiting, file, unique, offset, size)
             got = os.preadv(file.fd, room, offset)
         length = _HEADER + got
