@@ -97,6 +97,7 @@ class ObjectState(NamedTuple):
 Entry = walk.Entry[BranchPath, Object]
 """The entry of one branch directory under a name."""
 
+_entry: Final = walk.Entry  # called for each file: it takes a microsecond less than Entry, which is an alias
 _NOTHING: Final = Entry()
 
 
@@ -232,11 +233,11 @@ class Branches(walk.Reader[BranchPath, Object]):
             return self._directory(place, st)._replace(whiteout=whiteout)
         if not stat.S_ISREG(st.st_mode):
             found = self._object(place, st)
-            return Entry(place, found, found.kind)
+            return _entry(place, found, found.kind)
         marks = self.xattrs(place, private=True)
         if not marks:
             found = self._object(place, st)
-            return Entry(place, found, found.kind)
+            return _entry(place, found, found.kind)
         if (
             st.st_size == 0
             and any(mark in marks for mark in markers.WHITEOUT_XATTRS)

@@ -51,14 +51,16 @@ class BranchFiles:
 
     def take(self, changes: Sequence[Change]) -> list[Change]:
         """Note the changes that `make` will make. Returns the other ones."""
-        names: Counter[tuple[int, int]] = Counter()  # names of a file of the fork that `make` can make
-        for change in changes:
-            if change.new is not None and self._is_free(change):
-                names[change.new.dev, change.new.ino] += 1
+        free = [self._is_free(change) for change in changes]
+        names = Counter(  # of a file of the fork that has several: those that `make` can make
+            (change.new.dev, change.new.ino)
+            for change, is_free in zip(changes, free, strict=True)
+            if is_free and change.new is not None and change.new.nlink > 1
+        )
         others = []
-        for change in changes:
+        for change, is_free in zip(changes, free, strict=True):
             new = change.new
-            if new is not None and new.nlink == names[new.dev, new.ino] and self._can_make(new):
+            if is_free and new is not None and new.nlink == names.get((new.dev, new.ino), 1) and self._can_make(new):
                 self._todo.append(change)
             else:
                 others.append(change)
