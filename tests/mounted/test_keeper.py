@@ -260,6 +260,51 @@ def test_daemons_that_fail_before_their_first_request_end_the_mount(
     assert "no daemon can continue" in stand.log.read_text()
 
 
+_KILLED = """
+import os, signal
+from unionfs.core import takeover, union
+
+readlink, take_over = union.Union.readlink, takeover.take_over
+
+def killed(function, first, last):
+    def call(*arguments):
+        with open({path!r}, "ab") as file:
+            if first <= file.tell() < last:
+                file.write(b".")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+    return call
+
+union.Union.readlink = killed(readlink, 0, 1)
+takeover.take_over = killed(take_over, 1, 26)
+"""
+
+
+def test_daemons_that_are_killed_in_their_takeovers_are_replaced_without_an_error(
+    stand: MountedSubject, scratch: Path
+) -> None:
+    """25 in a row, while a program waits for the answer to a request."""
+    stand.unmount()
+    broken = scratch / "broken"
+    broken.mkdir()
+    deaths = broken / "deaths"
+    deaths.touch()
+    deaths.chmod(0o666)
+    (broken / "sitecustomize.py").write_text(_KILLED.format(path=str(deaths)))
+    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
+    stand._env = {**env, "UNIONFS_LINGER": "0"}
+    stand.mount()
+    stand.run(_read_a_link)
+    assert deaths.stat().st_size == 26
+    stand.unmount()
+
+
+def _read_a_link() -> None:
+    os.symlink("target", "link")
+    same(os.readlink("link"), "target")
+
+
 _NO_PROCESS = """
 import errno
 from unionfs.fuse import daemon_history, keeper

@@ -28,8 +28,8 @@ UPGRADE: Final = signal.SIGUSR2
 """The signal by which a daemon asks its keeper for an upgrade."""
 
 _ATTEMPTS: Final = 20
-"""After this many deaths in a row before a takeover was complete, or by a fault before a request came, the keeper
-starts no other daemon: it would have the same fault."""
+"""After this many deaths in a row by a fault, before a takeover was complete or before a request came, the keeper
+starts no other daemon: it would have the same fault. Daemons that other processes kill are not counted."""
 
 _CRASHES_OF_ONE: Final = 3
 """A request that was in hand at this many deaths in a row is answered EIO, """
@@ -230,15 +230,19 @@ class DaemonHistory:
         self.ended = f"was {self.reason}"
         if record.serving != self._last:
             self._last, self._repeated, self._crashed = record.serving, 0, 0
-        self._repeated += 1
         oom_kills_before, self._oom_kills = self._oom_kills, _oom_kills()
         is_outsiders = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         is_crash = not is_outsiders or self._oom_kills != oom_kills_before
-        self._crashed += is_crash
+        has_taken_over = record.lives >= self.deaths - 1
+        if has_taken_over:  # else the request was not in hand again
+            self._repeated += 1
+            self._crashed += is_crash
         if self._last and (self._crashed >= _CRASHES_OF_ONE or self._repeated >= _DEATHS_OF_ONE):
             self.refused = self._last
-        has_begun = record.lives >= self.deaths - 1 and bool(record.serving or not is_crash)
-        self._attempts = 0 if has_begun else self._attempts + 1
+        if has_taken_over and (record.serving or not is_crash):
+            self._attempts = 0
+        elif is_crash:
+            self._attempts += 1
         self._count_fault(is_crash)
         return self._attempts < _ATTEMPTS and not record.is_full and not record.is_outdated
 
