@@ -49,6 +49,7 @@ _PAGES: Final = 64
 _CALLS: Final = 1500
 _STEPS: Final = 300
 _END_S: Final = 300.0
+_REFUSED: Final = "freeze refused while a program uses a removed file that has other names"
 
 
 def _is_over() -> bool:
@@ -124,12 +125,12 @@ def _calls(plain: Path) -> int:
             place.mkdir()
             trees.make(trees.parse(operations.random_tree(done)), place)
         calls = operations.generate(done, _CALLS, with_fallocate=True)
-        told = []
+        results = []
         for place in places:
             os.chdir(place)
-            told.append(operations.run(calls))
+            results.append(operations.run(calls))
             os.chdir(places[0].parent)
-        for call, got, want in zip(calls, *told, strict=True):
+        for call, got, want in zip(calls, *results, strict=True):
             assert got == want, f"{call}: {got}, and in a plain directory {want}"
         done += _CALLS
         for place in places:
@@ -281,7 +282,7 @@ class _Changes:
         self._every = {self._upgrade: upgrades_s, self._change: branches_s}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.told: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self._turn = 0
         self._is_added = False
 
@@ -310,7 +311,7 @@ class _Changes:
         time.sleep(1)
         done = self._program.run("upgrade", self._merged, check=False)
         self._killer.is_paused = False
-        self.told["upgrades" if done.returncode == 0 else f"not upgraded: {done.stdout}{done.stderr}"] += 1
+        self.counts["upgrades" if done.returncode == 0 else f"not upgraded: {done.stdout}{done.stderr}"] += 1
 
     def _change(self) -> None:
         self._turn += 1
@@ -319,7 +320,10 @@ class _Changes:
             words = ["branch", "rm" if self._is_added else "add", self._merged, os.fspath(self._base / "more")]
             self._is_added = not self._is_added
         done = self._program.run(*words, check=False)
-        self.told[words[0] if done.returncode == 0 else f"{words[:2]}: {done.stderr}"] += 1
+        what = words[0] if done.returncode == 0 else f"{words[:2]}: {done.stderr}"
+        if "is removed, in use, and has other names: try again" in done.stderr:
+            what = _REFUSED
+        self.counts[what] += 1
 
 
 def run(base: Path, arguments: argparse.Namespace) -> bool:
@@ -350,11 +354,11 @@ def run(base: Path, arguments: argparse.Namespace) -> bool:
         is_right = is_right and one.returncode == 0
         print(f"{name:8} {done.strip() or said}")
     print(f"kills    {killer.stop()} in {time.monotonic() - began:.0f} s")
-    told = program.run("stats", os.fspath(base / "merged")).stdout.splitlines()
-    print(*(line for line in told if line.startswith("keeper")))
-    for what, count in changes.told.items():
+    lines = program.run("stats", os.fspath(base / "merged")).stdout.splitlines()
+    print(*(line for line in lines if line.startswith("keeper")))
+    for what, count in changes.counts.items():
         print(f"{count:8} {what}")
-        is_right = is_right and what in ("upgrades", "branch", "freeze")
+        is_right = is_right and what in ("upgrades", "branch", "freeze", _REFUSED)
     program.run("umount", os.fspath(base / "merged"))
     lines = (base / "log").read_text().splitlines()
     errors = [line for at in range(len(lines)) if " ERROR " in lines[at] for line in lines[at : at + 20]]
