@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 import pytest
 
+from tests.support.timing import limit
 from unionfs.control import client, listening
 from unionfs.fuse import mounting, unmounting
 from unionfs.syscalls import mountinfo, peers
@@ -93,3 +97,26 @@ def test_a_malformed_answer_of_a_daemon_is_an_error_in_one_line() -> None:
     for line in (b"\xff\n", b"[1]\n", b"{\n"):
         with pytest.raises(client.NoAnswerError, match="no JSON object"):
             client.parsed(line)
+
+
+def test_a_question_that_a_daemon_has_not_read_is_asked_again() -> None:
+    """As when a mount has the number of one whose daemon is ending."""
+    answers: list[dict[str, object]] = []
+    asking = threading.Thread(target=lambda: answers.extend(client.ask(_CONNECTION, "stats")))
+    with _listening() as ending:
+        asking.start()
+        assert select.select([ending], [], [], limit(10))[0]
+        time.sleep(0.1)  # the question is sent
+    with _listening() as server, server.accept()[0] as asked:
+        assert json.loads(asked.recv(1000)) == {"ask": "stats"}
+        asked.sendall(b'{"pid": 1}\n')
+    asking.join()
+    assert answers == [{"pid": 1}]
+
+
+def _listening() -> socket.socket:
+    server = socket.socket(socket.AF_UNIX)
+    server.settimeout(limit(10))
+    server.bind(listening.address(_CONNECTION))
+    server.listen()
+    return server

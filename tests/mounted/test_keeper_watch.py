@@ -140,6 +140,9 @@ def _work(number: int, until: float, low: Path, upper: Path, failed: list[str]) 
 @pytest.mark.parametrize("stand", _SUBJECTS[:1], indirect=True)
 def test_the_mount_ends_with_keeper_and_daemon(stand: MountedSubject) -> None:
     """Even if the last daemon waits itself, to tell the kernel of a change."""
+    stand.unmount()
+    stand._env = {"UNIONFS_LINGER": "0"}  # a parent of mounts may be the keeper of others
+    stand.mount()
     mount = chaos.mount(f"{stand.base}/")
     daemon = chaos.wait_for_daemon(mount)
     stand.agent.call(os.kill, chaos.keeper_of(mount), signal.SIGKILL)

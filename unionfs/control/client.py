@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -36,11 +36,20 @@ def ask(
     """Send `question`, with `details` and descriptors, to the daemon of a FUSE connection, which `owner` mounted, and
     yield its answers line by line.
 
-    Raises: NoAnswerError.
+    If the process that listened has ended before it read the question, the question is sent again: another daemon of
+    the mount, or the daemon of a new mount that has the number of an old one, then listens. Raises: NoAnswerError.
     """
-    with conversation(connection, question, owner, details, fds) as daemon, daemon.makefile("rb") as lines:
-        for line in _until_reset(lines):
-            yield parsed(line)
+    deadline = time.monotonic() + _CONNECT_TIMEOUT_S
+    is_unread = True
+    while is_unread:
+        with conversation(connection, question, owner, details, fds) as daemon, daemon.makefile("rb") as lines:
+            try:
+                for line in lines:
+                    is_unread = False
+                    yield parsed(line)
+                is_unread = False
+            except ConnectionResetError:  # unix(7): it has closed the connection with data that it had not received
+                is_unread = is_unread and time.monotonic() < deadline
 
 
 @contextmanager
@@ -85,11 +94,6 @@ def parsed(line: bytes) -> dict[str, Any]:
     if "error" in answer:
         raise NoAnswerError(str(answer["error"]))
     return answer
-
-
-def _until_reset(lines: Iterable[bytes]) -> Iterator[bytes]:
-    with suppress(ConnectionResetError):
-        yield from lines
 
 
 def _connect(daemon: socket.socket, connection: int) -> None:
