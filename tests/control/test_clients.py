@@ -9,14 +9,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 import pytest
 
 from tests.support.timing import limit
-from unionfs.control import client, listening
+from unionfs.control import activity_client, client, listening
 from unionfs.fuse import mounting, unmounting
 from unionfs.syscalls import mountinfo, peers
 from unionfs.syscalls.namespaces import set_process_name
@@ -99,16 +99,22 @@ def test_a_malformed_answer_of_a_daemon_is_an_error_in_one_line() -> None:
             client.parsed(line)
 
 
-def test_a_question_that_a_daemon_has_not_read_is_asked_again() -> None:
+def _recorded() -> list[dict[str, object]]:
+    with activity_client.record(_CONNECTION, None, 1.0) as recording:
+        return list(recording.lines())
+
+
+@pytest.mark.parametrize("ask", [lambda: list(client.ask(_CONNECTION, "activity")), _recorded], ids=["ask", "record"])
+def test_a_question_that_a_daemon_has_not_read_is_asked_again(ask: Callable[[], list[dict[str, object]]]) -> None:
     """As when a mount has the number of one whose daemon is ending."""
     answers: list[dict[str, object]] = []
-    asking = threading.Thread(target=lambda: answers.extend(client.ask(_CONNECTION, "stats")))
+    asking = threading.Thread(target=lambda: answers.extend(ask()))
     with _listening() as ending:
         asking.start()
         assert select.select([ending], [], [], limit(10))[0]
         time.sleep(0.1)  # the question is sent
     with _listening() as server, server.accept()[0] as asked:
-        assert json.loads(asked.recv(1000)) == {"ask": "stats"}
+        assert json.loads(asked.recv(1000))["ask"] == "activity"
         asked.sendall(b'{"pid": 1}\n')
     asking.join()
     assert answers == [{"pid": 1}]

@@ -36,20 +36,15 @@ def ask(
     """Send `question`, with `details` and descriptors, to the daemon of a FUSE connection, which `owner` mounted, and
     yield its answers line by line.
 
-    If the process that listened has ended before it read the question, the question is sent again: another daemon of
-    the mount, or the daemon of a new mount that has the number of an old one, then listens. Raises: NoAnswerError.
+    Raises: NoAnswerError.
     """
-    deadline = time.monotonic() + _CONNECT_TIMEOUT_S
-    is_unread = True
-    while is_unread:
-        with conversation(connection, question, owner, details, fds) as daemon, daemon.makefile("rb") as lines:
-            try:
-                for line in lines:
-                    is_unread = False
-                    yield parsed(line)
-                is_unread = False
-            except ConnectionResetError:  # unix(7): it has closed the connection with data that it had not received
-                is_unread = is_unread and time.monotonic() < deadline
+    with (
+        conversation(connection, question, owner, details, fds) as daemon,
+        daemon.makefile("rb") as lines,
+        suppress(ConnectionResetError),
+    ):
+        for line in lines:
+            yield parsed(line)
 
 
 @contextmanager
@@ -60,20 +55,31 @@ def conversation(
     details: dict[str, Any] | None = None,
     fds: Sequence[int] = (),
 ) -> Iterator[socket.socket]:
-    """Send a question as `ask` does; the connection, on which the answers come as lines for `parsed`.
+    """Send a question as `ask` does; the connection, on which the answers come as lines for `parsed`, the first of them
+    now.
 
-    Raises: NoAnswerError.
+    If the process that listened has ended before it read the question, the question is sent again: another daemon of
+    the mount, or the daemon of a new mount that has the number of an old one, then listens. Raises: NoAnswerError.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as daemon:
-        _connect(daemon, connection)
-        peer = peers.peer_of(daemon)
-        if not peers.is_trusted(peer.uid, owner):
-            raise NoAnswerError(f"process {peer.pid} of user {peer.uid}, who did not mount it, uses its socket's name")
-        with suppress(OSError):  # an ending daemon may not read; its earlier answer can still be read
-            line = json.dumps({"ask": question, **(details or {})}).encode() + b"\n"
-            sent = socket.send_fds(daemon, [line], list(fds), socket.MSG_NOSIGNAL) if fds else 0
-            daemon.sendall(line[sent:], socket.MSG_NOSIGNAL)
-        yield daemon
+    deadline = time.monotonic() + _CONNECT_TIMEOUT_S
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as daemon:
+            _connect(daemon, connection)
+            peer = peers.peer_of(daemon)
+            if not peers.is_trusted(peer.uid, owner):
+                why = f"process {peer.pid} of user {peer.uid}, who did not mount it, uses its socket's name"
+                raise NoAnswerError(why)
+            with suppress(OSError):  # an ending daemon may not read; its earlier answer can still be read
+                line = json.dumps({"ask": question, **(details or {})}).encode() + b"\n"
+                sent = socket.send_fds(daemon, [line], list(fds), socket.MSG_NOSIGNAL) if fds else 0
+                daemon.sendall(line[sent:], socket.MSG_NOSIGNAL)
+            try:
+                daemon.recv(1, socket.MSG_PEEK)
+            except ConnectionResetError:  # unix(7): it has closed the connection with data that it had not received
+                if time.monotonic() < deadline:
+                    continue
+            yield daemon
+            return
 
 
 def add_mounts(stats: dict[str, Any], there: Mount) -> None:
