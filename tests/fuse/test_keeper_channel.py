@@ -1,4 +1,4 @@
-"""The connection of a keeper with its daemon: no message and no descriptor is lost, whoever ends."""
+"""The connection of a keeper with its daemon: no message and no descriptor is lost when one of them ends."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 The changes of both since their common branches are compared (changes.merging). If the fork's branches hide nothing that
 the parent has changed, or only files that the fork's files replace, they become lowers of the parent, on top of its
 own: no file is copied. If they hide attributes of directories, a further branch on top of them has these as the parent
-has them. Otherwise, or for some paths
-only, the wanted changes are made in a new branch (containers.replay).
+has them. Otherwise, or for some paths only, the wanted changes are made in a new branch (containers.replay).
 
 The merge happens when the parent's record is written, once, by a rename: before that the parent is unchanged,
 afterwards it has all changes. If the command is killed after that, the same command completes the merge. A parent that

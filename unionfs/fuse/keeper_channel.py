@@ -83,7 +83,9 @@ class Channel:
         """Wait for a message. Returns b"" if the other process has gone; None after `seconds`, or when the process
         `other_pidfd` has ended."""
         message = self._receive(seconds, other_pidfd)
-        return self._receive(seconds, other_pidfd) if message == _LISTENS else message  # nobody waited so long for it
+        if message == _LISTENS:  # it came after `wait_until_listening` had returned
+            return self._receive(seconds, other_pidfd)
+        return message
 
     def _receive(self, seconds: float, other_pidfd: int = -1) -> bytes | None:
         poll = select.poll()
@@ -136,7 +138,8 @@ class Channel:
         except BlockingIOError:
             return None
         except ConnectionResetError:
-            return self._take()  # it has ended before it read all messages; this is told once, before its own ones
+            # The other process has ended with unread messages: recvmsg(2) says so once, before its own messages.
+            return self._take()
         except ConnectionError:
             return b"", []
         fds = [
