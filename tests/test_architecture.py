@@ -129,7 +129,7 @@ ALLOWED = {
     "unionfs.daemon.keeper_process": Row(
         (
             *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon.mounted_union", "unionfs.daemon.state", "unionfs.fuse"),
-            *("unionfs.core.handover", "unionfs.process_properties", "unionfs.version"),
+            *("unionfs.control.listening", "unionfs.core.handover", "unionfs.process_properties", "unionfs.version"),
         ),
         not_even=("argparse",),
     ),

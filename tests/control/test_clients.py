@@ -10,14 +10,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.support.timing import limit
-from unionfs.control import activity_client, client, listening
+from unionfs.control import activity_client, client, listening, server
+from unionfs.core.options import Options
+from unionfs.core.union import Union
 from unionfs.fuse import mounting, unmounting
+from unionfs.fuse.traffic import Tally
 from unionfs.syscalls import mountinfo, peers
 from unionfs.syscalls.namespaces import set_process_name
 
@@ -118,6 +122,45 @@ def test_a_question_that_a_daemon_has_not_read_is_asked_again(ask: Callable[[], 
         asked.sendall(b'{"pid": 1}\n')
     asking.join()
     assert answers == [{"pid": 1}]
+
+
+def test_a_daemon_whose_mount_has_ended_leaves_questions_to_the_next_one() -> None:
+    checks: list[bool] = []
+
+    def has_ended() -> bool:
+        checks.append(len(checks) < 3)
+        return checks[-1]
+
+    with closing(Union(Options((os.fspath(Path(__file__).parent),)))) as union:
+        reporter = server.Reporter(union, Tally(), "kernel", "/mnt", "", 0.0, has_ended=has_ended)
+        fd = listening.open_listening(_CONNECTION)
+        serving = threading.Thread(target=reporter.serve, args=(fd, _CONNECTION))
+        serving.start()
+        with pytest.raises(client.NoAnswerError, match="unknown question 'why'"):
+            list(client.ask(_CONNECTION, "why"))
+        assert checks == [True, True, True, False]
+        checks.clear()
+        listening.stop(fd)
+        serving.join()
+        os.close(fd)
+        assert checks == [True]
+
+
+def test_a_socket_that_was_stopped_refuses_clients_of_all_its_processes() -> None:
+    fd = listening.open_listening(_CONNECTION)
+    kept = os.dup(fd)
+    with socket.socket(socket.AF_UNIX) as before, socket.socket(socket.AF_UNIX) as after:
+        before.connect(listening.address(_CONNECTION))
+        listening.stop(fd)
+        with pytest.raises(ConnectionRefusedError):
+            after.connect(listening.address(_CONNECTION))
+        before.sendall(b"question")
+        os.close(fd)
+        os.close(kept)
+        with pytest.raises(ConnectionResetError):
+            before.recv(1)
+    listening.stop(unbound := socket.socket(socket.AF_UNIX).detach())
+    os.close(unbound)
 
 
 def _listening() -> socket.socket:

@@ -17,6 +17,8 @@ from unionfs.fuse import mounting
 PATIENCE_S = 30.0
 """After this a daemon that should leave is taken to be stuck."""
 
+_LEAVES_S = 1.0
+
 
 class Daemon:
     """A live daemon. `pidfd` cannot come to mean another process, whatever becomes of this one."""
@@ -62,7 +64,7 @@ def daemon_of(mountpoint: Path) -> Iterator[Daemon]:
     finally:
         while mount_at(mountpoint) is not None:
             detach(mountpoint)
-        if not daemon.has_ended(0):
+        if not daemon.has_ended(_LEAVES_S):
             daemon.kill(signal.SIGKILL)
             daemon.has_ended()  # the next mount may get the same number, and its daemon the same name
         os.close(daemon.pidfd)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +17,7 @@ import pytest
 from tests.fuse.daemons import parent_of
 from tests.mount_parent.callers import PATIENCE_S, Caller, caller_of, ends
 from tests.support import chaos, machine
-from tests.support.mountinfo import mount_at
+from tests.support.mountinfo import detach, mount_at
 from tests.support.timing import limit
 from tests.support.users import User
 
@@ -111,6 +113,29 @@ def test_mounts_outlive_their_daemons(caller: Caller) -> None:
     for mountpoint, name in zip(mounts, names, strict=True):
         assert caller.unionfs("umount", mountpoint).returncode == 0
         assert chaos.daemon_of(name) is None
+
+
+def test_a_mount_that_has_ended_before_its_daemon_is_let_go(caller: Caller) -> None:
+    """Its number may be that of another mount soon, and its branches may be removed: no daemon is tried twice."""
+    parent, mountpoint = caller.parent(), _mount(caller, "second")
+    daemon = chaos.wait_for_daemon(_name(caller, mountpoint))
+    os.kill(daemon, signal.SIGSTOP)
+    detach(mountpoint)
+    for part in ("upper", "work"):
+        shutil.rmtree(caller.directory / f"second.{part}")
+    os.kill(daemon, signal.SIGKILL)
+    _wait_until(lambda: not any("second." in held for held in _descriptors(parent)))
+    log = (caller.directory / "second.log").read_text()
+    assert (log.count("the takeover fails"), log.count("no daemon can continue")) == (1, 0)
+    assert caller.parent() == parent
+
+
+def _descriptors(pid: int) -> list[str]:
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
 
 
 def _seen(daemon: int, own: Path) -> list[object]:

@@ -21,6 +21,12 @@ from unionfs.syscalls.mountinfo import Mount
 _CONNECT_TIMEOUT_S: Final = 10.0
 """Seconds to wait until a daemon listens under a connection's name."""
 
+_STRANGER_S: Final = 1.0
+"""Seconds to wait while another user's process listens there: the daemon of a mount that has ended may."""
+
+
+_AGAIN_S: Final = 0.02
+
 
 class NoAnswerError(Exception):
     """The daemon could not be asked, or refused to answer. `str()` says why."""
@@ -61,12 +67,15 @@ def conversation(
     If the process that listened has ended before it read the question, the question is sent again: another daemon of
     the mount, or the daemon of a new mount that has the number of an old one, then listens. Raises: NoAnswerError.
     """
-    deadline = time.monotonic() + _CONNECT_TIMEOUT_S
+    began = time.monotonic()
     while True:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as daemon:
             _connect(daemon, connection)
             peer = peers.peer_of(daemon)
             if not peers.is_trusted(peer.uid, owner):
+                if time.monotonic() < began + _STRANGER_S:
+                    time.sleep(_AGAIN_S)
+                    continue
                 why = f"process {peer.pid} of user {peer.uid}, who did not mount it, uses its socket's name"
                 raise NoAnswerError(why)
             with suppress(OSError):  # an ending daemon may not read; its earlier answer can still be read
@@ -76,7 +85,7 @@ def conversation(
             try:
                 daemon.recv(1, socket.MSG_PEEK)
             except ConnectionResetError:  # unix(7): it has closed the connection with data that it had not received
-                if time.monotonic() < deadline:
+                if time.monotonic() < began + _CONNECT_TIMEOUT_S:
                     continue
             yield daemon
             return
@@ -113,4 +122,4 @@ def _connect(daemon: socket.socket, connection: int) -> None:
         except OSError as exc:
             if time.monotonic() > deadline:
                 raise NoAnswerError(f"its daemon does not answer: {exc.strerror}") from None
-            time.sleep(0.02)
+            time.sleep(_AGAIN_S)

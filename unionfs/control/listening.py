@@ -30,3 +30,11 @@ def open_listening(connection: int) -> int:
         server.bind(address(connection))
         server.listen(BACKLOG)
     return server.detach()
+
+
+def stop(fd: int) -> None:
+    """Refuse further clients, in all processes that have the socket: the mount has ended."""
+    server = _socket.socket(fileno=fd)
+    with suppress(OSError):  # it is unbound
+        server.shutdown(_socket.SHUT_RDWR)
+    server.detach()

@@ -70,6 +70,7 @@ class Reporter:
     branches: BranchControl | None = None  # None: they cannot be changed
     no_upgrade: str = ""  # why no other version can continue
     leave: Callable[[], None] | None = None  # leaves the mount to the daemon of another version
+    has_ended: Callable[[], bool] = lambda: False  # whether the mount has
     upgrading: threading.Lock = field(default_factory=threading.Lock)  # held while one is tried
 
     def stats(self) -> dict[str, Any]:
@@ -179,7 +180,7 @@ class Reporter:
         return None if watched is None else {"directories": watched[0], "unwatched": watched[1]}
 
     def serve(self, fd: int, connection: int) -> None:
-        """Answer requests for ever, in threads that end with the process. `fd` is from
+        """Answer requests until the mount has ended, in threads that end with the process. `fd` is from
         `listening.open_listening`."""
         server = socket.socket(fileno=fd)
         if not _bind(server, connection):
@@ -189,6 +190,9 @@ class Reporter:
             try:
                 client, _ = server.accept()
             except OSError:
+                if self.has_ended():
+                    server.detach()  # the daemon closes it
+                    return
                 time.sleep(_TRACE_CHECK_S)  # no descriptors left, most likely
                 continue
             may_ask = peers.is_trusted(peers.peer_of(client).uid)
@@ -207,7 +211,13 @@ class Reporter:
         fds: list[int] = []
         try:
             with client, suppress(OSError, ValueError):
-                # Read before a refusal, too: close(2) with unread data would reset the connection.
+                client.settimeout(_QUESTION_TIMEOUT_S)
+                client.recv(1, socket.MSG_PEEK)
+                if self.has_ended():
+                    # The question may be for a new mount, which has the number of this one's connection. Closing with
+                    # unread data resets the connection, and control.client then sends the question again.
+                    return
+                # Read before a refusal, too.
                 line, fds = _question(client)
                 question = json.loads(line)
                 client.settimeout(_TIMEOUT_S)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unionfs import process_properties
+from unionfs.control import listening
 from unionfs.core import handover, takeover, unfinished_change
 from unionfs.core.node_record import DamagedError, NodeRecord
 from unionfs.core.union import Union
@@ -127,12 +128,23 @@ def stay(service: Service, kept: Kept, **continued: Any) -> None:
             os.close(service.control_fd)  # unmounting needs descriptors, and perhaps none is left
         given_up(service.mounted, why)
 
-    history = keeper.keep(kept.record, give_up, partial(_described, service, kept), learn=learn, **continued)
+    ended = partial(has_ended, service.fd, service.control_fd)
+    program = partial(_described, service, kept)
+    history = keeper.keep(kept.record, give_up, ended, program, learn=learn, **continued)
     if history.continues:
         continue_after(service, kept, history)
     else:
         show_in_process_list(service.mounted.connection)
         begin(service, kept, history)
+
+
+def has_ended(device: int, control: int | None) -> bool:
+    """Return whether the mount of a connection has ended, while no daemon serves it. If it has, its control socket
+    refuses clients from now on: a new mount may have the connection's number."""
+    is_ended = mounting.has_ended(device)
+    if is_ended and control is not None:
+        listening.stop(control)
+    return is_ended
 
 
 def _stay_or_serve(service: Service, kept: Kept) -> None:

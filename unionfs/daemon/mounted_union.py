@@ -14,12 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from unionfs.control import listening
 from unionfs.core import takeover
 from unionfs.core.union import Union
 from unionfs.daemon.options import DaemonOptions
+from unionfs.fuse import mounting
 from unionfs.fuse.daemon_history import DIED, LEFT, DaemonHistory
 from unionfs.fuse.death_helper import DeathHelper
 from unionfs.fuse.detachment import Mounted
@@ -95,6 +98,8 @@ class Service:
             self.mounted.unmount()  # it does not wait for this process: closing the descriptor has ended the connection
             raise
         finally:
+            if self.control_fd is not None:
+                listening.stop(self.control_fd)
             if self.history is not None:
                 self.history.over()
             self.shutdown.serving_ended()
@@ -200,6 +205,7 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
         branches=branches,
         no_upgrade=why_not_upgraded(options, traffic),
         leave=service.leave,
+        has_ended=partial(mounting.has_ended, service.fd),
     )
     reporter.serve(control_fd, connection)
 

@@ -6,9 +6,9 @@ branches, and of the record of nodes in shared memory (core.node_record). So not
 namespaces, limits and ids are the same. The next daemon continues from the record (core.takeover) and asks the kernel
 to send again the requests that were not answered (FUSE_NOTIFY_RESEND, since Linux 6.9).
 
-If its daemon exits with another status than DIED or LEFT, the mount has ended, and the keeper ends, too. If the keeper
-is killed, its daemon serves on, but is not replaced. With LEFT a daemon leaves the mount to one of another version
-(fuse.upgrade).
+If its daemon exits with another status than DIED or LEFT, the mount has ended, and the keeper ends, too; also if it
+exits with DIED after the mount has ended. If the keeper is killed, its daemon serves on, but is not replaced. With LEFT
+a daemon leaves the mount to one of another version (fuse.upgrade).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ _SI_KERNEL: Final = 0x80  # sent by the kernel, to the daemon as well: Ctrl-C, o
 def keep(
     record: NodeRecord,
     give_up: Callable[[str], None],
+    has_ended: Callable[[], bool],
     make_program: Callable[[], Callable[[DaemonHistory], Program]],
     history: DaemonHistory | None = None,
     daemon: int = 0,
@@ -53,6 +54,7 @@ def keep(
     """Fork the daemon, and stay as its keeper. Returns in the daemon, and again in each that replaces it.
 
     `give_up` is called, with the reason, before the keeper ends because no daemon can continue: it unmounts.
+    `has_ended` returns whether the mount has ended.
     `make_program` is called once, a moment after a daemon has begun to serve, since it imports modules, whose files may
     later be another version's. It returns a function that returns the program to execute for an upgrade. `learn` is
     called with values and descriptors that the daemon has sent after a change of its branches. The other arguments are
@@ -89,7 +91,7 @@ def keep(
             if status is None:
                 continue
         history.unreaped = [one for one in (*history.unreaped, daemon) if not is_reaped(one)]
-        if is_over(status):
+        if is_over(status, has_ended()):
             os._exit(os.WEXITSTATUS(status))
         channel.close()
         channel = None
@@ -131,9 +133,10 @@ def _learns(channel: Channel, learn: Callable[[dict[str, Any], list[int]], None]
     return True
 
 
-def is_over(status: int) -> bool:
-    """Whether the mount has ended with a daemon that has this wait status."""
-    return os.WIFEXITED(status) and os.WEXITSTATUS(status) not in (DIED, LEFT)
+def is_over(status: int, has_ended: bool) -> bool:
+    """Whether a daemon that has this wait status was the last one. `has_ended`: whether the mount has: if its daemon
+    was killed then, the next one can still clear its work directory; one that has failed to is not followed."""
+    return os.WIFEXITED(status) and os.WEXITSTATUS(status) not in ({LEFT} if has_ended else {DIED, LEFT})
 
 
 def judge(history: DaemonHistory, status: int, record: NodeRecord, why_left: str) -> str:

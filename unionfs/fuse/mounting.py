@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import signal
 import stat
 from collections.abc import Sequence
@@ -164,6 +165,14 @@ def union_at(mountpoint: str) -> mountinfo.Mount | None:
     """Return the union at `mountpoint`; its `minor` is the number of its FUSE connection. None: no union there."""
     there = mountinfo.topmost_at(mountpoint)
     return there if there is not None and there.fstype == FSTYPE else None
+
+
+def has_ended(fd: int) -> bool:
+    """Return whether the mount of a /dev/fuse descriptor has ended: poll(2) then reports an error (fuse_dev_poll in
+    Linux's fs/fuse/dev.c). Another mount may have the connection's number from then on."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
 
 
 def set_read_ahead(connection: int) -> None:

@@ -49,6 +49,8 @@ class _Given(NamedTuple):
     values: bytes  # marshalled
     descriptors: list[int]  # ours, in the order of "descriptors" in the values, then namespaces and standard error
     record: int  # the descriptor of the record of nodes; one of them
+    device: int  # that of the connection
+    control: int | None  # that of the control socket
 
     def close(self) -> None:
         for fd in self.descriptors:
@@ -121,7 +123,9 @@ class Child:
             for fd, first in zip(received[-_OWN:], self._given.descriptors[-_OWN:], strict=True):
                 os.dup2(first, fd, inheritable=False)
             self._given.close()
-        self._given = _Given(marshal.dumps(values), received, received[numbers.index(values["record"])])
+        named = dict(zip(numbers, received, strict=False))
+        given = (named[values["record"]], named[values["device"]], named.get(values["control"]))
+        self._given = _Given(marshal.dumps(values), received, *given)
         if self.history is None:
             self.history = DaemonHistory(os.getpid())
             self.history.is_parent = True
@@ -155,7 +159,9 @@ class Child:
 
     def end(self, status: int) -> None:
         """Note that the process has ended, with this wait status. If the mount goes on, another one is due."""
-        if self._given is None or self.history is None or keeper.is_over(status):
+        given = self._given
+        has_ended = given is not None and keeper_process.has_ended(given.device, given.control)
+        if given is None or self.history is None or keeper.is_over(status, has_ended):
             self.let_go()
             return
         self.history.died_at = self.due = time.monotonic()
