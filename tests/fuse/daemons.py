@@ -65,7 +65,8 @@ def daemon_of(mountpoint: Path) -> Iterator[Daemon]:
         while mount_at(mountpoint) is not None:
             detach(mountpoint)
         if not daemon.has_ended(_LEAVES_S):
-            daemon.kill(signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                daemon.kill(signal.SIGKILL)
             daemon.has_ended()  # the next mount may get the same number, and its daemon the same name
         os.close(daemon.pidfd)
 
