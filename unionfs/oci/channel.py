@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
 from typing import Any, Final
 
 from unionfs.oci.errors import OciError
+from unionfs.oci.report import Report
 
 _LARGEST: Final = 64 << 10  # a packet; longer messages are cut
 _TEXT_MAX: Final = 8000
@@ -44,6 +46,17 @@ class Channel:
             return None
         message: dict[str, Any] = json.loads(data)
         return message
+
+    def messages(self, report: Report) -> Iterator[dict[str, Any]]:
+        """Yield the messages of the processes until all other ends are closed. Warnings go to `report`. Raises:
+        OciError for an `error`."""
+        while (message := self.receive()) is not None:
+            if message["kind"] == "error":
+                raise OciError(message["message"])
+            if message["kind"] == "warning":
+                report.warning(message["message"])
+            else:
+                yield message
 
     def wait_for_go(self) -> dict[str, Any]:
         """Wait for `go`. Raises: OciError if the command has ended."""

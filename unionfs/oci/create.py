@@ -174,16 +174,9 @@ class _Creation:
 
     def _attend(self, ours: Channel, middle: int) -> None:
         """Handle the messages of the container's process until it is ready."""
-        while True:
-            message = ours.receive()
-            if message is None:
-                raise OciError("the container's process ended unexpectedly")
+        for message in ours.messages(self._report):
             kind = message["kind"]
-            if kind == "error":
-                raise OciError(message["message"])
-            if kind == "warning":
-                self._report.warning(message["message"])
-            elif kind == "user":
+            if kind == "user":
                 self._give_ids(middle)
                 ours.send("go", pid=0)
             elif kind == "daemon":
@@ -200,6 +193,7 @@ class _Creation:
                 ours.send("go", pid=self._saved.pid)
             elif kind == "ready":
                 return
+        raise OciError("the container's process ended unexpectedly")
 
     def _give_ids(self, middle: int) -> None:
         """Give the process in between the ids of its user namespace and the clocks of its time namespace."""

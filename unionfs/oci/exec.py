@@ -97,18 +97,9 @@ class _Execution:
 
     def _attend(self, ours: Channel, middle: int) -> None:
         """Handle the messages of the processes until the command was executed: then all other ends are closed."""
-        while True:
-            message = ours.receive()
-            if message is None:
-                if not self._pid:
-                    raise OciError("the process ended unexpectedly")
-                return
+        for message in ours.messages(self._report):
             kind = message["kind"]
-            if kind == "error":
-                raise OciError(message["message"])
-            if kind == "warning":
-                self._report.warning(message["message"])
-            elif kind == "user":
+            if kind == "user":
                 ours.send("go", pid=0)
             elif kind == "group":
                 self._admit(middle)
@@ -118,6 +109,8 @@ class _Execution:
             elif kind == "mounted":
                 create.raise_limits(self._pid, self._wanted)
                 ours.send("go", pid=self._pid)
+        if not self._pid:
+            raise OciError("the process ended unexpectedly")
 
     def _admit(self, middle: int) -> None:
         tolerant = self._saved.tolerant
