@@ -29,7 +29,7 @@ CORE_DOOR = tuple(
     f"unionfs.core.{name}"
     for name in (
         *("union", "view", "attrs", "ledger", "options", "node_record", "takeover", "branches", "pointers", "freeze"),
-        *("partial", "fill", "kept_numbers", "frozen_names", "unfinished_change"),
+        *("partial", "fill", "kept_numbers", "frozen_names", "unfinished_change", "recorded_node"),
     )
 )
 

@@ -20,9 +20,8 @@ from unionfs.core.node_record import (
     SIZE,
     DamagedError,
     NodeRecord,
-    OpenFile,
 )
-from unionfs.core.recorded_node import RecordedNode
+from unionfs.core.recorded_node import OpenFile, RecordedNode
 
 _MIB = 1 << 20
 _AREA = 128 << 10
@@ -72,6 +71,27 @@ def test_what_was_not_finished_does_not_count() -> None:
     assert _loaded(record) == [(0, 2, 1, 2, [(1, b"a")])]
     record.put(0, 3, 1, 3, [(1, b"b")])
     assert len(_loaded(record)) == 2
+
+
+def test_prepared_entries_are_added_together() -> None:
+    record = NodeRecord()
+    record.put(0, 2, 1, 2, [(1, b"a")])
+    written = [(0, 3, 1, 1 << 63, [(2, b"x" * 255)]), (0, 4, 2, 4, [(2, b"12345678")]), (0, 5, 1, 5, [(2, b"b")])]
+    slots = [record.prepare(number, count, ino, *names[0]) for _, number, count, ino, names in written]
+    assert len(_loaded(record)) == 1
+    record.add_prepared()
+    record.add_prepared()
+    assert _loaded(record)[1:] == written
+    record.drop(slots[1])
+    record.put(LINKED, 6, 1, 6, [(1, b"c")])
+    assert [number for _, number, *_ in _loaded(record)] == [2, 3, 5, 6]
+
+
+def test_prepared_entries_that_do_not_fit_fill_the_record() -> None:
+    record = NodeRecord()
+    record._end = SIZE - (2 << 20) - 200
+    assert [bool(record.prepare(number, 1, number, 1, b"x" * 64)) for number in (2, 3)] == [True, False]
+    assert record.is_full
 
 
 def test_a_new_area_counts_from_its_end_on() -> None:
@@ -157,6 +177,20 @@ def test_what_the_last_request_has_counted_is_noted() -> None:
     assert record.put(0, 2, 1, 2, [(1, b"a")]) > 12288 * 8
 
 
+def test_several_lookups_are_noted_at_once() -> None:
+    record = NodeRecord()
+    record.serve(8)
+    record.note(2)
+    record.note_all([3, 4])
+    assert record.notes().notes == [2, 3, 4]
+    record.unnote(4)
+    record.note_all([5, *range(100, 20000)])
+    assert record.notes().notes[:4] == [2, 3, 5, 100]
+    assert len(record.notes().notes) == 12288
+    record.note_all([6])
+    assert len(record.notes().notes) == 12288
+
+
 def test_changes_are_known_to_be_begun_or_done() -> None:
     record = NodeRecord()
     for unique in range(2, 400, 2):
@@ -225,6 +259,38 @@ def test_it_is_as_large_as_the_nodes_that_are_alive_need(tmp_path: Path) -> None
     assert os.fstat(record.fd).st_blocks * 512 <= 3 * _MIB
     assert [node.nodeid for node in record.load()[1]] == [kept.nodeid]
     stack.union.forget(kept.nodeid)
+    stack.finish()
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_the_lookups_of_a_listing_are_recorded_together(tmp_path: Path, *, is_listed: bool) -> None:
+    """In any order of files, directories, hard links, names that are known and names that come twice."""
+    stack = Stack(tmp_path, "a=1 b=2 d/f=3 d/g=4 h1=link h2==h1", upper="up=5 d/h=6", caching=True)
+    union, record = stack.union, NodeRecord()
+    takeover.keep_record(union, record)
+    record.serve(8)
+    paths = ["a", "d/f", "h1", "b", "d", "a", "up", "h2", "d/h", "d/g", "d/f"]
+    directory = union.lookup(1, b"d").nodeid
+    found = []
+    for path in paths:
+        above, name = (directory, path[2:]) if path[1:2] == "/" else (1, path)
+        entry = union.find(above, name.encode(), is_listed)
+        assert entry is not None
+        found.append(entry.nodeid)
+    if is_listed:
+        assert record.notes().notes == [directory]
+        union.record_listed()
+        union.record_listed()
+    assert record.notes().notes == [directory, *found]
+    counts = {node.nodeid: node.nlookup for node in record.load()[1]}
+    names = {node.nodeid: sorted(node.names) for node in record.load()[1]}
+    assert counts == {nodeid: found.count(nodeid) + (nodeid == directory) for nodeid in found}
+    assert names[found[0]] == [(1, b"a")]
+    assert names[found[1]] == [(directory, b"f")]
+    assert names[found[2]] == [(1, b"h1"), (1, b"h2")]
+    for nodeid in (directory, *found):
+        union.forget(nodeid)
+    assert record.load()[1] == []
     stack.finish()
 
 

@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Callable
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from unionfs.core.attrs import IFMT, IFREG, ROOT
 from unionfs.core.branch import BranchDir, Stat
@@ -152,6 +152,7 @@ class NodeTable:
         self.by_inode: dict[InodeKey, FileNode] = {}
         self.handle_table: HandleTable | None = None  # set once, if file handles are wanted
         self.record: NodeRecord | None = None  # set once, where another daemon is to continue when this one dies
+        self._listed: list[Node] = []  # looked up for a listing; emptied by `record_listed`
         self.recorded: dict[int, RecordedNode] = {}
         """Recorded nodes of the daemon before, by id, until they are made again; see core.takeover."""
         self.recorded_nameless: list[RecordedNode] = []  # forgotten ones; emptied by core.takeover
@@ -270,20 +271,55 @@ class NodeTable:
 
     # -- the record ------------------------------------------------------------------------------------------------
 
-    def count_lookup(self, node: Node) -> None:
-        """Count a lookup of a node, and record it. To be called before the kernel knows."""
+    def count_lookup(self, node: Node, is_listed: bool = False) -> None:
+        """Count a lookup of a node, and record it; `is_listed`: `record_listed` records it. To be called before the
+        kernel knows."""
         if isinstance(node, FileNode):  # compiled code adds to a field of either class by its name otherwise
             node.nlookup += 1
         else:
             node.nlookup += 1
         if self.record is not None:
-            self.told(node)
+            if is_listed:
+                self._listed.append(node)
+            else:
+                self.told(node)
+
+    def record_listed(self) -> None:
+        """Record the lookups of a listing: new entries by one copy, and all notes by another. To be called before the
+        kernel knows."""
+        listed, self._listed = self._listed, []
+        record = self.record
+        if record is None or not listed:
+            return
+        notes: list[int] = []
+        new: list[FileNode] = []
+        for node in listed:
+            notes.append(node.nodeid)
+            is_new_file = isinstance(node, FileNode) and not node.slot and node.links is None and not self._former
+            if is_new_file and isinstance(node, FileNode) and (node.parent.slot or node.parent.nodeid == ROOT):
+                new.append(node)
+            else:
+                self._record_count(record, node)
+        above: DirNode | None = None
+        parent: Any = 0  # its id, as an object: compiled code would make another one for each file
+        for file in new:
+            if file.parent is not above:
+                above = file.parent
+                parent = above.nodeid
+            if not file.slot:  # else it was listed twice
+                file.slot = record.prepare(file.nodeid, file.nlookup, file.ino, parent, file.name)
+        record.add_prepared()
+        record.note_all(notes)
+        record.compact_if_due()
 
     def told(self, node: Node) -> None:
         """Record that a node was looked up once more. To be called before the kernel knows."""
         record = self.record
-        if record is None:
-            return
+        if record is not None:
+            self._record_count(record, node)
+            record.note(node.nodeid)
+
+    def _record_count(self, record: NodeRecord, node: Node) -> None:
         if node.slot:
             record.count(node.slot, node.nlookup)
         elif isinstance(node, FileNode) and node.links is None and node.parent.slot and not self._former:
@@ -297,7 +333,11 @@ class NodeTable:
                 record.compact_if_due()
             else:
                 self._write(record, node)
-        record.note(node.nodeid)
+
+    def taken_back(self, nodeid: int) -> None:
+        """Record that the last lookup of the request in hand, of this node, is no longer counted in a moment."""
+        if self.record is not None:
+            self.record.unnote(nodeid)
 
     def forgotten(self, node: Node) -> None:
         """Record that the kernel has forgotten lookups of a node."""

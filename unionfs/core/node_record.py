@@ -23,7 +23,7 @@ from struct import Struct
 from typing import Any, Final
 
 from unionfs.core import record_version
-from unionfs.core.recorded_node import RecordedNode
+from unionfs.core.recorded_node import NOTED_UNIQUE, Notes, OpenFile, RecordedNode
 from unionfs.core.recorded_rename import Rename
 from unionfs.markers import NAME_MAX
 
@@ -80,7 +80,6 @@ _NOTIFYING: Final = 512  # ids of threads that wait in a notification of the ker
 _NOTIFYING_MOST: Final = 128
 _NOTED: Final = 1024  # unique << _NOTED_BITS | number of the notes; the notes: node ids, or with OPENED an open
 _NOTED_BITS: Final = 14
-_NOTED_UNIQUE: Final = (1 << 47) - 1  # as _FORGET_UNIQUE
 _NOTES_MOST: Final = 12288  # more than entries fit a listing of 1 MiB
 
 WAITS: Final = 16  # times without a daemon that are recorded one by one
@@ -99,40 +98,13 @@ _FIELDS: Final = Struct("=QQQQQ")
 _NAME: Final = Struct("=QQ")
 _FIXED: Final = 8 + _FIELDS.size
 _NAMED: Final = [Struct(f"=QQQQQ{8 * words}s").pack_into for words in range(NAME_MAX // 8 + 1)]  # with a name
+_WHOLE: Final[list[tuple[Any, Any]]] = [  # with its first word, which is an object: compiled code would make others
+    (Struct(f"=QQQQQQ{8 * words}s").pack, _FIXED + 8 * words << 8 | LIVE) for words in range((NAME_MAX + 7) // 8 + 1)
+]
 
 
 class DamagedError(Exception):
     """The record cannot be read. `str()` says why."""
-
-
-class Notes:
-    """The lookups and opens that a request has counted, whose answer the kernel may not have got."""
-
-    __slots__ = ("_unique", "notes")
-
-    def __init__(self, unique: int = 0, notes: list[int] | None = None) -> None:
-        self._unique = unique  # immutable
-        self.notes = notes or []  # node ids of lookups and, with OPENED, of opens
-
-    def are_for(self, unique: int) -> bool:
-        """Whether there are notes of this request."""
-        return bool(self.notes) and unique & _NOTED_UNIQUE == self._unique
-
-
-class OpenFile:
-    """An open node, whose file the kernel reads and writes by itself, or by messages."""
-
-    __slots__ = ("nodeid", "backing_id", "identity", "count", "writers", "slot")
-
-    def __init__(
-        self, nodeid: int, backing_id: int, identity: tuple[int, int], count: int = 0, writers: int = 0
-    ) -> None:
-        self.nodeid = nodeid  # immutable
-        self.backing_id = backing_id  # immutable; 0: reads and writes are messages
-        self.identity = identity  # immutable: (st_dev, st_ino) of the backing file
-        self.count = count  # of opens
-        self.writers = writers  # of opens for writing
-        self.slot = 0  # of its entry in the record; belongs to NodeRecord
 
 
 class NodeRecord:
@@ -158,14 +130,15 @@ class NodeRecord:
         self.waits: Any = self._words[_WAITS : _WAITS + WAITS + 1]
         """The last WAITS times without a daemon, by number, and the sum of all, in microseconds; see
         fuse.daemon_history."""
-        self._start = _HEADER  # of the area in use
-        self._end = _HEADER
+        self._start = self._end = _HEADER  # of the area in use
         self._used = 0  # bytes of entries that count
         self.compact_at = 0
         """When `end` is above this, NodeTable makes a new area."""
         self.opens: dict[int, OpenFile] = {}
         """Under passthrough the open files by node id; each has an entry."""
         self.put_again: Callable[[], None] | None = None  # puts all nodes again; set once, by NodeTable
+        self._prepared: list[bytes] = []  # entries for `add_prepared`
+        self._prepared_end = 0  # the offset behind them; 0: there are none
         self._ring = 0
         self._noted = 0  # notes for the request in hand
         self._noted_for = 0  # the request in hand, shifted as in _NOTED
@@ -242,6 +215,28 @@ class NodeRecord:
         self._used += whole
         return at
 
+    def prepare(self, nodeid: int, nlookup: int, ino: int, parent: Any, name: bytes) -> int:
+        """Prepare an entry without flags for `add_prepared`, which must come before other entries are put. Arguments
+        and result are those of `put`; the name has NAME_MAX bytes at most."""
+        words, at = (len(name) + 7) >> 3, self._prepared_end or self._end
+        end = at + _FIXED + (words << 3)
+        if end + 8 > _AREAS_END:
+            self._words[_FULL] = 1
+            return 0
+        pack, first = _WHOLE[words]
+        self._prepared.append(pack(first, nodeid, nlookup, ino, parent, len(name), name))
+        self._prepared_end = end
+        return at
+
+    def add_prepared(self) -> None:
+        """Add the prepared entries, all with one store."""
+        if self._prepared:
+            at, end, entries = self._end, self._prepared_end, b"".join(self._prepared)
+            self._mm[at + 8 : end] = entries[8:]
+            self._words[at >> 3] = int.from_bytes(entries[:8], "little")
+            self._end, self._prepared_end, self._prepared = end, 0, []
+            self._used += end - at
+
     def count(self, slot: int, nlookup: int) -> None:
         """Change the lookup count of an entry."""
         self._words[(slot >> 3) + 2] = nlookup
@@ -254,6 +249,13 @@ class NodeRecord:
             words[_NOTED + 1 + noted] = note
             self._noted = noted + 1
             words[_NOTED] = self._noted_for | noted + 1
+
+    def note_all(self, notes: list[int]) -> None:
+        """The same for several lookups."""
+        noted, notes = self._noted, notes[: _NOTES_MOST - self._noted]
+        Struct(f"={len(notes)}Q").pack_into(self._mm, (_NOTED + 1 + noted) * 8, *notes)
+        self._noted = noted + len(notes)
+        self._words[_NOTED] = self._noted_for | self._noted
 
     def unnote(self, note: int) -> None:
         """Take the last note back, if it is this one, since it is no longer counted in a moment."""
@@ -362,7 +364,7 @@ class NodeRecord:
         if self._holds_times:
             self.release_times()
         self._noted = 0
-        self._noted_for = (unique & _NOTED_UNIQUE) << _NOTED_BITS
+        self._noted_for = (unique & NOTED_UNIQUE) << _NOTED_BITS
         self._words[_SERVING] = unique
 
     @property
@@ -377,8 +379,7 @@ class NodeRecord:
 
     def begin_life(self, number: int, longest_wait_us: int) -> None:
         """Record that a daemon begins to serve, `number` deaths after the first one."""
-        self._words[_LONGEST_WAIT] = longest_wait_us
-        self._words[_LIVES] = number
+        self._words[_LONGEST_WAIT], self._words[_LIVES] = longest_wait_us, number
 
     @property
     def serving(self) -> int:

@@ -29,10 +29,9 @@ from unionfs.core.node_record import (
     IN_LOWERS,
     LINKED,
     NodeRecord,
-    Notes,
 )
 from unionfs.core.owner_override import OwnerOverride
-from unionfs.core.recorded_node import RecordedNode
+from unionfs.core.recorded_node import Notes, RecordedNode
 from unionfs.core.recorded_rename import Rename
 from unionfs.core.staging import log_warning
 from unionfs.core.union import Union

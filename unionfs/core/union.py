@@ -159,9 +159,9 @@ class Union:
             refuse(errno.ENOENT, name)
         return entry
 
-    def find(self, parent: int, name: bytes) -> Entry | None:
-        """As `lookup`, but None for a missing name: most missing names are looked up before they are created, and
-        raising costs more than all else. ENOENT only if the name is removed externally during the lookup."""
+    def find(self, parent: int, name: bytes, is_listed: bool = False) -> Entry | None:
+        """As `lookup`, but None for a missing name, since raising costs more than all else. ENOENT only if the name is
+        removed externally meanwhile. `is_listed`: the record gets the lookup by `record_listed`."""
         directory = self._nodes.directory(parent)
         if self._tree.watcher is not None and self._tree.watcher.unwatched:
             external_changes.refresh_unwatched(self._tree, self._tree.watcher, directory, name)
@@ -171,8 +171,12 @@ class Union:
         node, st = found.node, found.st
         if self._tree.watcher is not None and node.nodeid in self._tree.watcher.unwatched:
             external_changes.refresh_unwatched(self._tree, self._tree.watcher, node)
-        self._nodes.count_lookup(node)
+        self._nodes.count_lookup(node, is_listed)
         return make(Entry, (node.nodeid, self._tree.attrs(node, st)))
+
+    def record_listed(self) -> None:
+        """Record the lookups by `find` with `is_listed`. To be called before the kernel knows of them."""
+        self._nodes.record_listed()
 
     def keep_handles(self) -> None:
         """Start to remember the ids of forgotten nodes (`handle_table.LIMIT` of them), for `lookup_handle`."""
@@ -209,8 +213,7 @@ class Union:
 
     def take_back(self, nodeid: int) -> None:
         """Undo a lookup that the request in hand has made for itself."""
-        if self._nodes.record is not None:
-            self._nodes.record.unnote(nodeid)
+        self._nodes.taken_back(nodeid)
         self.forget(nodeid)
 
     def readdir(self, nodeid: int, cookie: int) -> Iterator[DirEntry]:

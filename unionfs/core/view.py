@@ -41,9 +41,9 @@ class View(Union):
         """Return the root directory as the result of a lookup."""
         return make(Entry, (ROOT | VIEW, self.getattr(ROOT)))
 
-    def find(self, parent: int, name: bytes) -> Entry | None:
+    def find(self, parent: int, name: bytes, is_listed: bool = False) -> Entry | None:
         """See Union.find."""
-        found = Union.find(self, parent, name)
+        found = Union.find(self, parent, name, is_listed)
         return None if found is None else make(Entry, (found.nodeid | VIEW, found.attrs))
 
     def keep_handles(self) -> None:

@@ -21,7 +21,8 @@ from typing import Any, Final, NamedTuple
 
 from unionfs.core.attrs import ATTRIBUTES, VIEW, WHOLE, Entry, Invalidation
 from unionfs.core.ledger import Cause
-from unionfs.core.node_record import OPENED, NodeRecord, Notes
+from unionfs.core.node_record import OPENED, NodeRecord
+from unionfs.core.recorded_node import Notes
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
 from unionfs.fuse.kernel import abi, data, decode, encode, handlers, views

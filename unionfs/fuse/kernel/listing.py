@@ -54,7 +54,7 @@ def readdirplus(union: Union, encoder: encode.Encoder, nodeid: int, cookie: int,
                     line = encode.bare_direntplus(name, after, union.dot_ino(nodeid, after), IFDIR)
                 else:
                     try:
-                        entry = union.find(nodeid, name)
+                        entry = union.find(nodeid, name, True)
                         if entry is not None:
                             line = encoder.direntplus(entry, name, after)
                     except FileNotFoundError:
@@ -69,6 +69,8 @@ def readdirplus(union: Union, encoder: encode.Encoder, nodeid: int, cookie: int,
     except OSError:
         if not lines:
             raise
+    finally:
+        union.record_listed()
     return _some(lines, room)
 
 

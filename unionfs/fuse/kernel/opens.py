@@ -17,7 +17,8 @@ import logging
 import os
 from typing import Final
 
-from unionfs.core.node_record import OPENED, OPENED_TO_WRITE, NodeRecord, OpenFile
+from unionfs.core.node_record import OPENED, OPENED_TO_WRITE, NodeRecord
+from unionfs.core.recorded_node import OpenFile
 from unionfs.fuse.kernel.data import HasFd
 from unionfs.fuse.kernel.device import Device
 

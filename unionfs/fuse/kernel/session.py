@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from unionfs.core.node_record import NodeRecord, Notes
+from unionfs.core.node_record import NodeRecord
+from unionfs.core.recorded_node import Notes
 from unionfs.fuse.kernel import abi, encode
 from unionfs.fuse.kernel.abi import Init, Op
 from unionfs.fuse.kernel.decode import BODY, MalformedError
