@@ -55,6 +55,8 @@ class Changes:
 def without(changes: Sequence[Change], mountpoints: Collection[bytes]) -> list[Change]:
     """The changes without empty files and directories that were only made to mount something on, and without the
     directories that were listed for those alone."""
+    if not any(change.kind == ADDED and change.path in mountpoints for change in changes):
+        return sorted(changes, key=lambda change: change.path)
     kept: list[Change] = []
     busy: set[bytes] = set()  # the directories above changes that are kept
     left: set[bytes] = set()  # the directories above changes that are left out
@@ -145,11 +147,26 @@ class _Comparison:
             said |= names(self.branches, here.old)
         if self.within is not None and (selected := self.within(here.path)) is not None:
             said.intersection_update(selected)
+        if not here.old and len(here.new) == 1:
+            said = self.add_files(here, said)
         for name in said:
             try:
                 self.name(here, name)
             except (FileNotFoundError, NotADirectoryError):
                 continue
+
+    def add_files(self, here: _Directory, names: set[bytes]) -> set[bytes]:
+        """Note the files of a directory that only one branch has, as `name` does, but faster. Returns the other names:
+        of directories and of what has marks."""
+        place = here.new[0]
+        plain = self.branches.plain_files(place, names)
+        prefix = here.path + b"/"
+        self.result.changes += [Change(ADDED, prefix + name, (), found, None) for name, found in plain.items()]
+        if self.see is not None and self.is_own(place):
+            for name, found in plain.items():
+                if stat.S_ISREG(found.mode):
+                    self.see(prefix + name, found, None)
+        return names - plain.keys()
 
     def name(self, here: _Directory, name: bytes) -> None:
         """Compare one name of the two trees, and note a directory to walk below it."""
@@ -207,13 +224,9 @@ class _Comparison:
     def add_ancestors(self) -> None:
         """List every directory above a change, up to the one that is listed already."""
         listed = {change.path for change in self.result.changes}
-        for change in list(self.result.changes):
-            path = change.path
-            while path := path.rpartition(b"/")[0]:
-                if path in listed:
-                    break
-                pair = self.merged.get(path)
-                if pair is None:
-                    break
+        for directory in {change.path.rpartition(b"/")[0] for change in self.result.changes}:
+            path = directory
+            while path and path not in listed and (pair := self.merged.get(path)) is not None:
                 listed.add(path)
                 self.result.changes.append(Change(CHANGED, path, (), *pair))
+                path = path.rpartition(b"/")[0]

@@ -37,7 +37,7 @@ Equal = Callable[[Object, Object], bool]
 def is_passage(change: Change) -> bool:
     """Whether a directory is listed only because of changes below it."""
     new, old = change.new, change.old
-    return new is not None and old is not None and new.is_dir and old.is_dir and set(change.what) <= {MTIME}
+    return old is not None and new is not None and new.is_dir and old.is_dir and set(change.what) <= {MTIME}
 
 
 def own(changes: Iterable[Change]) -> list[Change]:
@@ -53,6 +53,8 @@ def conflicts(fork: Iterable[Change], parent: Iterable[Change], equal: Equal) ->
         if change.new is not None:
             for path in above(change.path):
                 below.setdefault(path, change)
+    if not ours:
+        return []
     replaced: dict[bytes, Change | None] = {}  # a directory of the fork -> the parent's change of a directory above it
     return [found for change in theirs if (found := _conflict(change, ours, below, replaced, equal)) is not None]
 

@@ -13,6 +13,7 @@ runs is paused meanwhile, and shows the changes at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -263,8 +264,7 @@ class _Merge:
             if found and self.choice == REFUSE:
                 return _Told(conflicts=found)
             if found and self.choice == OURS:
-                left = {one.path for one in found}
-                wanted = [one for one in wanted if not left & {one.path, *above(one.path)}]
+                wanted = _outside(wanted, {one.path for one in found})
             is_whole = not self.paths and (not found or self.choice == THEIRS)
             root = any(one.path == b"/" for one in theirs.changes)
             again = hidden(fork, theirs.changes, ours) if is_whole and not root and self.can_share else None
@@ -399,6 +399,16 @@ class _Merge:
         except BranchError as error:
             why = f"the changes are recorded, and show when {self.parent.name} is started again: {error}"
             raise ContainerError(_WHAT, self.fork.name, why) from error
+
+
+def _outside(changes: list[Change], left: set[bytes]) -> list[Change]:
+    """The changes neither at nor below any of some paths."""
+
+    @functools.cache
+    def is_left(directory: bytes) -> bool:
+        return directory in left or not left.isdisjoint(above(directory))
+
+    return [one for one in changes if one.path not in left and not is_left(one.path.rpartition(b"/")[0])]
 
 
 def _is_at(path: bytes, top: bytes) -> bool:
