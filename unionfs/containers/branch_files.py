@@ -12,8 +12,7 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from itertools import groupby
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from unionfs import markers
@@ -22,6 +21,7 @@ from unionfs.changes.listing import Change
 from unionfs.changes.objects import Branches, Object, fd_xattrs
 from unionfs.changes.owners import Owner
 from unionfs.changes.stage import set_attributes
+from unionfs.containers.early_sync import EarlySync
 from unionfs.core.copydata import Copy
 from unionfs.trees.open_beneath import open_beneath
 from unionfs.write_all import write_all
@@ -47,7 +47,7 @@ class BranchFiles:
         self._fork = fork  # immutable
         self._given_up = given_up  # immutable
         self._parent = parent  # immutable
-        self._todo: list[Change] = []
+        self._todo: dict[bytes, list[tuple[bytes, Object]]] = {}  # a directory -> names and objects
 
     def take(self, changes: Sequence[Change]) -> list[Change]:
         """Note the changes that `make` will make. Returns the other ones."""
@@ -60,22 +60,25 @@ class BranchFiles:
         others = []
         for change, is_free in zip(changes, free, strict=True):
             new = change.new
-            if is_free and new is not None and new.nlink == names.get((new.dev, new.ino), 1) and self._can_make(new):
-                self._todo.append(change)
+            if is_free and new is not None and self._can_make(new, names):
+                directory, _, name = change.path.rpartition(b"/")
+                self._todo.setdefault(directory, []).append((name, new))
             else:
                 others.append(change)
         return others
 
-    def _can_make(self, new: Object) -> bool:
-        return self._is_given_up(new) or self._can_copy(new)
+    def _can_make(self, new: Object, names: Mapping[tuple[int, int], int]) -> bool:
+        if new.nlink > 1:
+            return new.nlink == names[new.dev, new.ino] and self._is_given_up(new)
+        return self._can_copy(new) or self._is_given_up(new)
 
     def _can_copy(self, new: Object) -> bool:
-        return new.kind == stat.S_IFREG and new.nlink == 1 and not self._fork.has_overrides(new.data.branch)
+        return stat.S_ISREG(new.mode) and new.nlink == 1 and not self._fork.has_overrides(new.data.branch)
 
     def _is_free(self, change: Change) -> bool:
         """Whether the change makes a file where the parent shows none, or the one of their common branches."""
         new, old = change.new, change.old
-        if new is None or new.is_dir or change.path in self._parent:
+        if new is None or stat.S_ISDIR(new.mode) or change.path in self._parent:
             return False
         return old is None or (not old.is_dir and bool({CONTENT, TYPE} & set(change.what)))
 
@@ -83,41 +86,37 @@ class BranchFiles:
         branch = new.place.branch
         return branch in self._given_up and new.data == new.place and not self._fork.has_overrides(branch)
 
-    def make(self, prepare: Prepare, make: Make) -> bool:
+    def make(self, prepare: Prepare, make: Make, sync_fd: int | None) -> bool:
         """Make the files; the function `make` makes those that can be neither linked nor copied by this class. Returns
-        whether data were copied by this class. Raises OSError. Precondition: others cannot look anything up in the
+        whether data were copied by this class. Raises OSError. `sync_fd`: on the filesystem, if the copies must be
+        written through to its device; the caller does so at last. Precondition: others cannot look anything up in the
         branch."""
         root_fd = os.open(self._upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._todo.sort(key=lambda change: change.path.rpartition(b"/")[0])  # so each directory is opened once
+        sync = EarlySync(sync_fd)
         has_copied = False
         umask = os.umask(0)  # files are made with their modes
         try:
-            for above, changes in groupby(self._todo, lambda change: change.path.rpartition(b"/")[0]):
+            for above, files in self._todo.items():
                 prepare(above)
                 dir_fd = open_beneath(root_fd, above[1:], os.O_RDONLY | os.O_DIRECTORY)
                 try:
                     here = _Directory(dir_fd, _DEFAULT_ACL in os.listxattr(dir_fd))
-                    for change in changes:
-                        has_copied |= self._make_one(change, here, make)
+                    for name, new in files:
+                        if self._is_given_up(new) and self._link(new, dir_fd, name):
+                            continue
+                        if self._can_copy(new):
+                            self._copy(new, here, name)
+                            has_copied = True
+                            sync.made_file()
+                        else:
+                            make(above + b"/" + name, new)
                 finally:
                     os.close(dir_fd)
         finally:
             os.umask(umask)
             os.close(root_fd)
+            sync.wait()
         return has_copied
-
-    def _make_one(self, change: Change, here: _Directory, make: Make) -> bool:
-        """Returns whether data were copied here."""
-        new = change.new
-        assert new is not None
-        name = change.path.rpartition(b"/")[2]
-        if self._is_given_up(new) and self._link(new, here.fd, name):
-            return False
-        if self._can_copy(new):
-            self._copy(new, here, name)
-            return True
-        make(change.path, new)
-        return False
 
     def _link(self, new: Object, dir_fd: int, name: bytes) -> bool:
         """Give a file of the fork a name in the new branch. Returns False if that is not possible."""
@@ -145,7 +144,9 @@ class BranchFiles:
                 if st.st_size > _BLOCK:
                     Copy(source, target, st.st_size).run()
                 elif st.st_size:  # it has no holes
-                    write_all(target, os.read(source, st.st_size))
+                    data = os.read(source, st.st_size)
+                    if (written := os.write(target, data)) < len(data):
+                        write_all(target, data[written:])
                 if new.data != new.place:
                     xattrs = self._fork.xattrs(new.place)
                 else:

@@ -7,6 +7,7 @@ core (containers.branch_files). Names of one file stay names of one file. Runs w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -68,7 +69,9 @@ class _Replay:
     def run(self) -> None:
         for change in self.new_files.take(own(self.changes)):
             self.change(change)
-        self.has_copied |= self.new_files.make(self.bring_up, self.make)
+        held = self.union.syncfs_fd()
+        with contextlib.nullcontext() if held is None else held:
+            self.has_copied |= self.new_files.make(self.bring_up, self.make, None if held is None else held.fd)
         for path, new in reversed(self.times):
             entry = self.find(path)
             if entry is not None:
