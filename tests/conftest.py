@@ -33,6 +33,7 @@ from tests.support import scratch as scratch_dirs
 dispositions.reset_ignored()  # before anything is started
 os.environ.setdefault("UNIONFS_LINGER", "1")  # parents of mounts end soon after the tests (unionfs.mount_parent)
 pytest_plugins = [
+    "tests.support.kernel_caches",
     "tests.support.logcheck",
     "tests.support.report",
     "tests.support.turns",

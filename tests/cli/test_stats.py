@@ -65,6 +65,7 @@ def test_one_object_with_everything(user: User, mountpoint: Path, lower: Path, t
     assert found["nodes"] >= 1
 
 
+@pytest.mark.usefixtures("kept_caches")
 def test_messages_are_counted_exactly(user: User, mountpoint: Path) -> None:
     before = stats(user, mountpoint)["messages"]
     user.run(["sh", "-c", f"[ -e {mountpoint}/missing ]; mkdir {mountpoint}/new; readlink {mountpoint}/link"])

@@ -21,6 +21,8 @@ from tests.support.users import User
 from unionfs.core.options import Options
 from unionfs.core.union import Union
 
+pytestmark = pytest.mark.usefixtures("kept_caches")
+
 _NAMES = 100
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.subjects import OURS
+from tests.support import kernel_caches
 from tests.support.mounts import mounted
 from tests.support.timing import limit
 from tests.support.users import User
@@ -110,7 +111,7 @@ def test_what_is_read_is_not_open_for_writing(each_transport: str, root_user: Us
         run("cmp", merged / "sleep", "/bin/sleep")
         running = subprocess.Popen([upper / "sleep", "60"])
         try:
-            run("sh", "-c", "echo 1 >/proc/sys/vm/drop_caches")
+            kernel_caches.drop("1")
             run("cmp", merged / "sleep", "/bin/sleep")
         finally:
             running.kill()

@@ -18,6 +18,8 @@ import pytest
 from tests.fuse.kernel.engine_process import Mount
 from tests.support.process import run
 
+pytestmark = pytest.mark.usefixtures("kept_caches")
+
 DIRECTORIES, FILES = 50, 100
 EVERY = DIRECTORIES * FILES
 

@@ -23,11 +23,11 @@ from tests.mounted.checking import (
     write,
 )
 from tests.mounted.libc import name_to_handle, open_by_handle
+from tests.support import kernel_caches
 
 
 def _forget() -> None:
-    with opened("/proc/sys/vm/drop_caches", os.O_WRONLY) as fd:
-        os.write(fd, b"2")
+    kernel_caches.drop("2")
 
 
 def _content(handle: bytes) -> bytes:
