@@ -227,7 +227,6 @@ def begin(service: Service, kept: Kept, history: DaemonHistory) -> None:
     if history.channel is not None:
         service.tell_keeper = partial(tell, service, kept, history)
     history.begin(kept.record)
-    history.watch(_logger().warning)
 
 
 def show_in_process_list(connection: int | None, *, keeper: bool = False) -> None:

@@ -112,6 +112,7 @@ class Service:
         if self.history is not None:
             self.helper.keeper = self.history.keeper
             self.helper.parent = self.history.channel if self.history.is_parent else None
+            self.history.watch(_logger().warning)
         if notifier is not None:
             self.helper.start()
         self.shutdown.listen(self.mounted, self.options.lifeline_fd)
