@@ -102,20 +102,32 @@ def mount_rootfs(
     *,
     debug: bool,
     parents: list[Parent] | None = None,
+    before: Callable[[], None] = lambda: None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
-    """Mount the union of the root filesystem at `container.merged`. Raises: LaunchError, and what `meanwhile` raises.
+    """Mount the union of the root filesystem at `container.merged`. Raises: LaunchError, and what `before` and
+    `meanwhile` raise.
 
-    Our daemon is forked by one of `parents`, which is removed from the list, or by this process. `meanwhile` is called
-    before the union is mounted, while the server of an image file starts.
+    Our daemon is forked by one of `parents`, which is removed from the list, or by this process. `before` is called
+    before the union is mounted, while the server of an image file starts; `meanwhile` while our daemon starts, too.
     """
+    failures: list[LaunchError | ContainerError | OSError] = []
+
+    def caught() -> None:
+        try:
+            meanwhile()
+        except (LaunchError, ContainerError, OSError) as error:
+            failures.append(error)  # raised when the daemon is known, which must be ended then
+
     foreign_layers.check_and_watch(container, rootfs_mounts)
     wait_for_image = _begin_image(container, rootfs_mounts)
     try:
-        meanwhile()
-        mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug, parents)
+        before()
+        mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug, parents, caught)
     finally:
         wait_for_image()  # if that has failed, it is the reason for what has failed above
+        if failures:
+            raise failures[0]
 
 
 def _begin_image(container: Container, rootfs_mounts: RootfsMounts) -> Callable[[], None]:
@@ -148,12 +160,16 @@ def mount_union(
     warn: Callable[[str], None],
     debug: bool,
     parents: list[Parent] | None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """Mount the union of `lowers` and a directory that has upper/, work/ and merged/, at the last. Raises: LaunchError.
 
-    A daemon of ours is forked by one of `parents`, which is taken from the list, or by this process.
+    A daemon of ours is forked by one of `parents`, which is taken from the list, or by this process. `meanwhile` is
+    called once, while it starts or before.
     """
     driver = _driver_of(container, directory)
+    if driver != FUSE:
+        meanwhile()
     parent = parents.pop() if parents and driver == FUSE else None
     try:
         union = union_options(container, lowers, directory, driver)
@@ -169,6 +185,7 @@ def mount_union(
             warn=warn,
             keeper=rootfs.keeper,
             parent=parent,
+            meanwhile=meanwhile,
         )
         rootfs_mounts.log = container.daemon_log
         by_name(driver).mount(request, rootfs_mounts)

@@ -106,7 +106,7 @@ class _AroundCommand:
         os.umask(0o022)  # the container's directories do not depend on the user's umask
         rootfs.mount_rootfs(
             container, rootfs_mounts, self._warn_of_union, debug=self._debug, parents=self._parents,
-            meanwhile=self._make_directories,
+            before=self._make_directories, meanwhile=self._write_files,
         )  # fmt: skip
         if container.config.me:
             accounts.write(container, container.config.me)
@@ -120,13 +120,21 @@ class _AroundCommand:
         self.leave_parents()
 
     def _make_directories(self) -> None:
-        """Make the container's directories and files, and record that it is prepared. Raises: LaunchError."""
+        """Make the branches of the container that it does not have yet. Raises: LaunchError."""
         container = self._container
         try:
             remove_path(bundle_of(container))  # left by a killed monitor
-            etc.write(container, uplink_nameserver(container.config))
             rootfs.make_mountpoint_lower(container)
             volume_mounts.make_overlays(container)
+        except OSError as error:
+            raise LaunchError.of("preparing the container", error) from error
+
+    def _write_files(self) -> None:
+        """Write the container's files, which its union does not show, and record that it is prepared. Raises:
+        LaunchError."""
+        container = self._container
+        try:
+            etc.write(container, uplink_nameserver(container.config))
         except OSError as error:
             raise LaunchError.of("preparing the container", error) from error
         self._store.update(

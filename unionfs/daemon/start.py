@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 from unionfs.daemon.options import BecomeParent, DaemonOptions, Forked, StartError
@@ -31,20 +31,27 @@ def start(
     warn: Warn = lambda _: None,
     parent: client.Parent | None = None,
     become_parent: BecomeParent | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Started:
     """Mount in a new process that outlives this one, and return it as soon as the mount can be used.
 
     The parent of our mounts forks the daemon, if it accepts: `parent`, or, if that is None, the one that is found now.
     A process that was forked to become the daemon becomes it, and this does not return. Else this process forks it; if
     there was no parent, the forked process becomes one by `become_parent`, unless that is None, and forks the daemon.
-    The new process is a daemon(7): reparented, in a new session, in /, with the descriptors of `options` only.
+    `meanwhile` is called once in this process: while a daemon that the parent forks starts, or before this process
+    forks it. The new process is a daemon(7): reparented, in a new session, in /, with the descriptors of `options`
+    only.
     Raises: StartError.
     """
     if _forked is not None:
         from unionfs.daemon import process
 
         process.become(options._replace(started_by=f"parent {_forked.parent}"), warn, _forked)
-    reply = _ask_parent(options, parent) or _fork(options, become_parent)
+    once = cache(meanwhile)
+    reply = _ask_parent(options, parent, once)
+    if reply is None:
+        once()
+        reply = _fork(options, become_parent)
     verdict, *fields = reply.fields
     if verdict == client.READY:
         pid, warning = fields
@@ -58,7 +65,9 @@ def start(
     raise StartError(client.ENDED, client.ENDED_HINT)
 
 
-def _ask_parent(options: DaemonOptions, parent: client.Parent | None) -> client.Reply | None:
+def _ask_parent(
+    options: DaemonOptions, parent: client.Parent | None, meanwhile: Callable[[], None]
+) -> client.Reply | None:
     """Have the parent fork the daemon. Returns its reply; None if this process must fork the daemon."""
     if parent is None and client.refusal is not None:
         return None
@@ -68,7 +77,7 @@ def _ask_parent(options: DaemonOptions, parent: client.Parent | None) -> client.
             raise client.NoParentError("the mountpoint is a descriptor")
         if parent is None:
             parent = client.connect()
-        return parent.ask(client.OPTIONS, partial(_pickled, options), fds)
+        return parent.ask(client.OPTIONS, partial(_pickled, options), fds, meanwhile)
     except client.NoParentError as why:
         client.refusal = why
         return None

@@ -39,6 +39,7 @@ class MountRequest(NamedTuple):
     warn: Callable[[str], None] = lambda _: None  # called with warnings for the user
     keeper: bool = True  # another daemon continues when the union's dies
     parent: Parent | None = None  # may fork a daemon; connected before this process entered its namespaces
+    meanwhile: Callable[[], None] = lambda: None  # `mount` calls it once, while a daemon starts or before
 
     @property
     def merged(self) -> str:

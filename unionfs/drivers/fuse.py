@@ -32,7 +32,8 @@ def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
         lifeline_fd=rootfs_mounts.lifeline_fd,
     )
     try:
-        rootfs_mounts.add(request.merged, start(options, warn=request.warn, parent=request.parent))
+        daemon = start(options, warn=request.warn, parent=request.parent, meanwhile=request.meanwhile)
+        rootfs_mounts.add(request.merged, daemon)
     except OptionError as error:
         raise DriverError(str(error)) from error
     except StartError as error:

@@ -105,21 +105,35 @@ class Parent:
         """Close the connection."""
         self._end.close()
 
-    def ask(self, kind: str, subject: Callable[[], object], descriptors: Sequence[int] = ()) -> Reply:
+    def ask(
+        self,
+        kind: str,
+        subject: Callable[[], object],
+        descriptors: Sequence[int] = (),
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Reply:
         """Wait until the parent has accepted, and send it the request that `subject` returns. Called once.
 
-        `descriptors` are sent along. Raises: NoParentError, ParentEndedError.
+        `descriptors` are sent along. `meanwhile` is called before the answer is awaited. Raises: NoParentError,
+        ParentEndedError.
         """
         try:
-            return self.begin(kind, subject, descriptors)
+            return self.begin(kind, subject, descriptors, meanwhile)
         finally:
             self._end.close()
 
-    def begin(self, kind: str, subject: Callable[[], object], descriptors: Sequence[int] = ()) -> Reply:
+    def begin(
+        self,
+        kind: str,
+        subject: Callable[[], object],
+        descriptors: Sequence[int] = (),
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Reply:
         """The same; the connection stays open for `receive`."""
         self._wait_until_accepted()
         request: Any = (identity.code(), kind, subject(), [*os.environb.items()])
         _send(self._end, marshal.dumps(request), descriptors)
+        meanwhile()
         reply = self.receive()
         if reply.fields[0] == UNABLE:
             raise NoParentError(f"parent {self._pid}: {reply.fields[1]}")

@@ -37,6 +37,8 @@ _LATER: Final = ("unionfs.daemon.process", "unionfs.daemon.state", "unionfs.fuse
 is shared."""
 _BACKLOG: Final = 64
 
+_Stamp = tuple[int, int, int]  # inode number, size in bytes, time of the last change in nanoseconds
+
 
 def run(first: int, channel: Channel | None, linger_s: float, idle_s: float, run_command: RunCommand) -> NoReturn:
     """Run the parent (see `mount_parent.leave`) in a detached process that was forked for it. `channel`: to `first`, if
@@ -81,18 +83,21 @@ def run(first: int, channel: Channel | None, linger_s: float, idle_s: float, run
     if code.items() - _files_of_code().items():
         os._exit(0)  # its modules would be of two versions
     gc.freeze()  # a collection would write to pages that the daemons share
-    code = _files_of_code()
+    code, imported = _files_of_code(), len(sys.modules)
 
     def is_current() -> bool:
-        return _files_of_code() == code and identity.facts() == own
+        # Going through the modules writes reference counts to many pages, which each fork has made shared again.
+        is_complete = len(sys.modules) == imported
+        found = {path: _stamp(path) for path in code} if is_complete else _files_of_code()
+        return found == code and identity.facts() == own
 
     def import_one() -> bool:
-        nonlocal code
+        nonlocal code, imported
         module = next(of_run, None)
         if module is None or not is_current():
             return False
         forked.import_present([module])
-        code = _files_of_code()
+        code, imported = _files_of_code(), len(sys.modules)
         return True
 
     Loop(listener, own, linger_s, origin, is_current, import_one).serve(Child(first, channel))
@@ -108,15 +113,16 @@ def _read_ahead(channel: Channel | None) -> Channel | None:
     return None if said == keeper_channel.OVER else channel
 
 
-def _files_of_code() -> dict[str, tuple[int, int, int]]:
+def _files_of_code() -> dict[str, _Stamp]:
     """Describe the file of each module of ours, and of Python."""
     ours = [module for name, module in sys.modules.items() if name.partition(".")[0] == "unionfs"]
-    paths = {sys.executable, *(path for module in ours if (path := getattr(module, "__file__", None)))}
-    found = {}
-    for path in paths:
-        try:
-            st = os.stat(path)
-            found[path] = (st.st_ino, st.st_size, st.st_mtime_ns)
-        except OSError:
-            found[path] = (0, 0, 0)
-    return found
+    paths = (sys.executable, *(getattr(module, "__file__", None) for module in ours))
+    return {path: _stamp(path) for path in paths if path}
+
+
+def _stamp(path: str) -> _Stamp:
+    try:
+        st = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return st.st_ino, st.st_size, st.st_mtime_ns

@@ -76,4 +76,6 @@ def _parse(line: bytes) -> Mount:
 
 def _text(field: bytes) -> str:
     """Undo the octal escapes of space, tab, newline and backslash."""
-    return os.fsdecode(_ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), field))
+    if b"\\" in field:
+        field = _ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), field)
+    return os.fsdecode(field)
