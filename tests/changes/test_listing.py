@@ -20,7 +20,7 @@ from tests.core.trees import MTIME_NS, Item, parse, render, tree
 from tests.support import process
 from tests.support.timing import limit
 from unionfs.changes import listing
-from unionfs.changes.objects import Branches
+from unionfs.changes.objects import Branches, BranchPath
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="trusted attributes and devices need root")
 
@@ -259,6 +259,12 @@ def test_unreadable_lowers_are_skipped_only_if_asked(tmp_path: Path) -> None:
         )
     finally:
         (root / "d").chmod(0o755)
+
+
+def test_an_error_names_the_directory(tmp_path: Path) -> None:
+    with Branches(str(tmp_path), []) as branches, pytest.raises(FileNotFoundError) as failed:
+        branches.names(BranchPath(0, b"gone"))
+    assert failed.value.filename == str(tmp_path / "gone")
 
 
 def as_anybody(script: str, *arguments: Path) -> str:

@@ -32,6 +32,8 @@ class ShownIds(NamedTuple):
 
     def shown_owner(self, uid: int, gid: int, *, of_lower: bool) -> tuple[int, int]:
         """The owner that the union shows for an object of the upper or of a lower."""
+        if not self.foreign:
+            return uid, gid
         return (
             self.shown_id(self.uid_map, uid, of_lower=of_lower),
             self.shown_id(self.gid_map, gid, of_lower=of_lower),

@@ -140,8 +140,8 @@ class _Comparison:
         said: set[bytes] = set()
         for place in here.new if own is None else own:
             listed = self.branches.names(place)
-            said.update(name for name in listed if not markers.is_reserved(name))
             marks = [name for name in listed if markers.is_reserved(name)]
+            said.update(set(listed).difference(marks))
             said.update(hidden for mark in marks if (hidden := markers.hidden_name(mark)))
         if own is None:
             said |= names(self.branches, here.old)

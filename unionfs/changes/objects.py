@@ -205,15 +205,12 @@ class Branches(walk.Reader[BranchPath, Object]):
     def names(self, place: BranchPath) -> list[bytes]:
         """All names in a directory, marks included; none if it may not be read and such are skipped."""
         try:
-            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.dir_fd(place))
+            return os.listdir(b"/proc/self/fd/%d" % self.dir_fd(place))
         except OSError as exc:
             if self._is_skipped(place.branch, exc):
                 return []
-            raise
-        try:
-            return [os.fsencode(name) for name in os.listdir(fd)]
-        finally:
-            os.close(fd)
+            path = os.path.join(self.paths[place.branch], place.rel)
+            raise OSError(exc.errno, exc.strerror, os.fsdecode(path)) from exc
 
     def entry(self, parent: BranchPath, name: bytes) -> Entry:
         """The entry `name` of the directory `parent`, with its marks. Precondition: `name` is not a mark itself."""
