@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -186,6 +187,22 @@ def test_the_container_outlives_its_daemon(caller: Caller) -> None:
             assert [os.readlink(f"/proc/{now}/ns/{kind}") for kind in ("user", "mnt", "cgroup")] == before
     assert running.front.returncode == 0
     assert ends(now)
+
+
+def test_no_daemon_is_left_when_the_files_of_the_container_cannot_be_written(caller: Caller) -> None:
+    """They are written while the daemon starts."""
+    parent = _leave_parent(caller)
+    lower, _ = caller.directories("lower")
+    made = caller.unionfs("create", "--lower", lower, "true", env=_store(caller))
+    directory = caller.directory / "store/unionfs/containers" / made.stdout.strip()
+    (directory / "etc").write_text("not a directory")
+    done = caller.unionfs("start", made.stdout.strip(), env=_store(caller))
+    assert done.returncode == 1
+    assert f"preparing the container failed: {directory}/etc: {os.strerror(errno.EEXIST)}" in done.stderr
+    until = time.monotonic() + limit(PATIENCE_S)
+    while Path(f"/proc/{parent}/task/{parent}/children").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("killed", ["front", "launcher"])

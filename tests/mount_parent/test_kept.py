@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -66,6 +68,23 @@ def _kill(mount: str) -> None:
     before = chaos.wait_for_daemon(mount)
     os.kill(before, signal.SIGKILL)
     chaos.wait_for_daemon(mount, after=before)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing (Debian package strace)")
+def test_the_descriptor_table_grows_before_there_is_a_second_thread(caller: Caller) -> None:
+    """Else the kernel makes the daemon wait for 5 to 25 ms, and with it the first request."""
+    trace = caller.directory / "trace"
+    argv = ["strace", "-f", "-o", str(trace), "-e", "trace=fcntl,clone,clone3", "-p", str(caller.parent())]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as tracing:
+        assert tracing.stderr is not None
+        said = tracing.stderr.readline()
+        if "attached" not in said:
+            pytest.skip(f"the parent cannot be traced: {said}")
+        pid = caller.stats(_mount(caller, "traced"))["pid"]
+        tracing.send_signal(signal.SIGINT)
+        tracing.wait(limit(60))
+    calls = re.findall(rf"^{pid} +(fcntl\(0, F_DUPFD_CLOEXEC|clone3?\(.*CLONE_THREAD)", trace.read_text(), re.MULTILINE)
+    assert [call.partition("(")[0] for call in calls[:2]] in (["fcntl", "clone3"], ["fcntl", "clone"])
 
 
 _USE = """
