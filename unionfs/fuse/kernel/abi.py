@@ -190,13 +190,14 @@ DIRENT: Final[Struct] = Struct("=QQII")  # ino off namelen type, then the name
 DIRENTPLUS: Final[Struct] = Struct("=" + _ENTRY + _ATTR + "QQII")
 DIRENT_NAMED: Final = tuple(Struct(f"=QQII{words * 8}s") for words in range(33))
 """DIRENT with a name of up to so many 8-byte words behind it, zeros filling the rest, as FUSE_DIRENT_ALIGN asks."""
-_FILLED = "QQQqqqIIIIIIIII4x"  # _ATTR without its flags, which are always 0
-DIRENTPLUS_NAMED: Final = tuple(Struct(f"=Q32s{_FILLED}QQII{words * 8}s") for words in range(33))
+_Q, _q = ("L", "l") if Struct("L").size == 8 else ("Q", "q")  # CPython converts a long faster than a long long
+_FILLED = f"3{_Q}3{_q}9I4x"  # _ATTR without its flags, which are always 0
+DIRENTPLUS_NAMED: Final = tuple(Struct(f"{_Q}32s{_FILLED}2{_Q}2I{words * 8}s") for words in range(33))
 """DIRENTPLUS with its name, likewise. Here and in the two below, parts that are constant in every reply are one value,
 which packs faster: _ENTRY without the node id (32s), and the length and error of OUT_HEADER (8s)."""
 
-ENTRY_REPLY: Final[Struct] = Struct("=8sQQ32s" + _FILLED)
-ATTR_REPLY: Final[Struct] = Struct("=8sQ16s" + _FILLED)
+ENTRY_REPLY: Final[Struct] = Struct(f"8s2{_Q}32s" + _FILLED)
+ATTR_REPLY: Final[Struct] = Struct(f"8s{_Q}16s" + _FILLED)
 WRITE_REPLY: Final[Struct] = Struct("=IiQII")
 """The busiest replies with their OUT_HEADER, so that each is packed in one call."""
 
