@@ -14,13 +14,13 @@ from unionfs.core import takeover
 from unionfs.core.node_record import (
     DEAD,
     LINKED,
-    LIVE,
     OPEN,
     OPENED,
     SIZE,
     DamagedError,
     NodeRecord,
 )
+from unionfs.core.recorded_listing import LIVE, SHORT
 from unionfs.core.recorded_node import OpenFile, RecordedNode
 
 _MIB = 1 << 20
@@ -73,25 +73,78 @@ def test_what_was_not_finished_does_not_count() -> None:
     assert len(_loaded(record)) == 2
 
 
-def test_prepared_entries_are_added_together() -> None:
+def test_a_listing_is_added_as_a_whole() -> None:
     record = NodeRecord()
     record.put(0, 2, 1, 2, [(1, b"a")])
-    written = [(0, 3, 1, 1 << 63, [(2, b"x" * 255)]), (0, 4, 2, 4, [(2, b"12345678")]), (0, 5, 1, 5, [(2, b"b")])]
-    slots = [record.prepare(number, count, ino, *names[0]) for _, number, count, ino, names in written]
-    assert len(_loaded(record)) == 1
-    record.add_prepared()
-    record.add_prepared()
+    names = [b"x" * 255, b"12345678", b"b", b"\xff"]
+    before = bytes(record._mm[record.end : record.end + 4096])
+    end, slot = record.end, record.put_listed(2, [3, 4, 5, 6], [1 << 63, 4, 5, (1 << 64) - 1], names, 255)
+    written = [
+        (0, 3, 1, 1 << 63, [(2, names[0])]),
+        (0, 4, 1, 4, [(2, names[1])]),
+        (0, 5, 1, 5, [(2, names[2])]),
+        (0, 6, 1, (1 << 64) - 1, [(2, names[3])]),
+    ]
     assert _loaded(record)[1:] == written
-    record.drop(slots[1])
-    record.put(LINKED, 6, 1, 6, [(1, b"c")])
-    assert [number for _, number, *_ in _loaded(record)] == [2, 3, 5, 6]
+    record.drop(slot + SHORT)
+    record.count(slot + 2 * SHORT, 7)
+    record.mark(slot + 3 * SHORT, LINKED)
+    record.put(LINKED, 7, 1, 7, [(1, b"c")])
+    found = [written[0], (0, 5, 7, 5, [(2, b"b")]), (LINKED, 6, *written[3][2:]), (LINKED, 7, 1, 7, [(1, b"c")])]
+    assert _loaded(record)[1:] == found
+    used = record._used
+    for at in (slot, slot + 2 * SHORT, slot + 3 * SHORT):
+        record.drop(at)
+    assert used - record._used == 3 * (48 + 256)
+    record._words[end >> 3] = 0  # it had died before the last store
+    record._end = end
+    assert len(_loaded(record)) == 1
+    assert bytes(record._mm[record.end : record.end + 4096]) == before
 
 
-def test_prepared_entries_that_do_not_fit_fill_the_record() -> None:
+@pytest.mark.parametrize(
+    ("offset", "value"), [(3, 5 | 9 << 32), (3, 4 | 5000 << 32), (3, (1 << 32) - 1), (0, 48 << 8 | 130)]
+)
+def test_a_listing_that_is_damaged_is_not_read(offset: int, value: int) -> None:
     record = NodeRecord()
-    record._end = SIZE - (2 << 20) - 200
-    assert [bool(record.prepare(number, 1, number, 1, b"x" * 64)) for number in (2, 3)] == [True, False]
-    assert record.is_full
+    at = record.end
+    record.put_listed(1, [3, 4, 5, 6], [3, 4, 5, 6], [b"a", b"b", b"c", b"def"], 3)
+    record._words[(at >> 3) + offset] = value
+    with pytest.raises(DamagedError, match="a listing at"):
+        record.load()
+
+
+def test_a_listing_notes_its_lookups_once_and_for_its_request_only() -> None:
+    record = NodeRecord()
+    record.serve(8)
+    record.note(2)
+    record.put_listed(2, [3, 4], [3, 4], [b"a", b"b"], 1)
+    assert record.notes().notes == [2]
+    for _ in range(2):
+        record.load()
+        assert record.notes().notes == [2, 3, 4]
+        assert record.notes().are_for(8)
+    record.serve(10)
+    record.put_listed(2, [5, 6], [5, 6], [b"c", b"d"], 1)
+    record.load()
+    assert (record.notes().notes, record.notes().are_for(10)) == ([5, 6], True)
+    record.serve(12)
+    record.put_listed(2, [7], [7], [b"e"], 1)
+    record.serve(14)
+    record.note(2)
+    record.load()
+    assert (record.notes().notes, record.notes().are_for(14)) == ([2], True)
+
+
+def test_a_record_without_room_or_of_an_older_version_takes_no_listing() -> None:
+    record = NodeRecord()
+    record._end = SIZE - (2 << 20) - 100
+    assert record.put_listed(1, [2, 3], [2, 3], [b"a", b"b"], 1) == 0
+    assert not record.is_full
+    older = NodeRecord()
+    older._words[0] -= 1 << 56
+    assert NodeRecord(os.dup(older.fd)).put_listed(1, [2, 3], [2, 3], [b"a", b"b"], 1) == 0
+    assert older.load()[1] == []
 
 
 def test_a_new_area_counts_from_its_end_on() -> None:
@@ -221,7 +274,7 @@ def test_a_rename_is_kept_until_its_end() -> None:
     ("offset", "value", "why"),
     [
         (0, 1, "does not begin"),
-        (0, int.from_bytes(b"unionfs\t", "little"), "version is 9, and this program reads 2"),
+        (0, int.from_bytes(b"unionfs\t", "little"), "version is 9, and this program reads 2 and 3"),
         (8, 4096, "begins"),
         (8, 1 << 40, "begins"),
         (_AREA, 16 << 8 | LIVE, "16 bytes"),
@@ -262,11 +315,14 @@ def test_it_is_as_large_as_the_nodes_that_are_alive_need(tmp_path: Path) -> None
     stack.finish()
 
 
-@pytest.mark.parametrize("is_listed", [False, True])
-def test_the_lookups_of_a_listing_are_recorded_together(tmp_path: Path, *, is_listed: bool) -> None:
+@pytest.mark.parametrize(("is_listed", "is_older"), [(False, False), (True, False), (True, True)])
+def test_the_lookups_of_a_listing_are_recorded_together(tmp_path: Path, *, is_listed: bool, is_older: bool) -> None:
     """In any order of files, directories, hard links, names that are known and names that come twice."""
     stack = Stack(tmp_path, "a=1 b=2 d/f=3 d/g=4 h1=link h2==h1", upper="up=5 d/h=6", caching=True)
     union, record = stack.union, NodeRecord()
+    if is_older:
+        record._words[0] -= 1 << 56
+        record = NodeRecord(record.fd)
     takeover.keep_record(union, record)
     record.serve(8)
     paths = ["a", "d/f", "h1", "b", "d", "a", "up", "h2", "d/h", "d/g", "d/f"]
@@ -281,7 +337,10 @@ def test_the_lookups_of_a_listing_are_recorded_together(tmp_path: Path, *, is_li
         assert record.notes().notes == [directory]
         union.record_listed()
         union.record_listed()
-    assert record.notes().notes == [directory, *found]
+    for _ in range(2):
+        record.load()
+    notes = record.notes().notes
+    assert (notes[0], sorted(notes[1:])) == (directory, sorted(found))
     counts = {node.nodeid: node.nlookup for node in record.load()[1]}
     names = {node.nodeid: sorted(node.names) for node in record.load()[1]}
     assert counts == {nodeid: found.count(nodeid) + (nodeid == directory) for nodeid in found}

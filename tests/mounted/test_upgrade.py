@@ -164,9 +164,9 @@ def test_open_files_stay_open_in_another_version(stand: Stand) -> None:
 
 _NEW_RECORD: Edits = {
     "unionfs/core/record_version.py": (
-        '_READABLE: Final = (2,)\n"""Versions that this program reads and continues with."""\n\n'
-        "WRITTEN: Final = _NAME | 2 << _SHIFT",
-        "_READABLE: Final = (2, 3)\n\nWRITTEN: Final = _NAME | 3 << _SHIFT",
+        '_READABLE: Final = (2, 3)\n"""Versions that this program reads and continues with."""\n\n'
+        "WRITTEN: Final = _NAME | 3 << _SHIFT",
+        "_READABLE: Final = (2, 3, 4)\n\nWRITTEN: Final = _NAME | 4 << _SHIFT",
     )
 }
 """A version whose new records have another version; it reads those of before, too."""
@@ -234,8 +234,8 @@ def test_a_database_through_upgrades(stand: Stand) -> None:
 
 _REFUSALS: dict[str, tuple[Edits, str]] = {
     "its record of nodes is another one": (
-        {"unionfs/core/record_version.py": ("_READABLE: Final = (2,)", "_READABLE: Final = (8, 9)")},
-        "the new version refuses: DamagedError: its version is 2, and this program reads 8 and 9",
+        {"unionfs/core/record_version.py": ("_READABLE: Final = (2, 3)", "_READABLE: Final = (8, 9)")},
+        "the new version refuses: DamagedError: its version is 3, and this program reads 8 and 9",
     ),
     "its values have another format": (
         {"unionfs/fuse/keeper_channel.py": ("FORMAT: Final = 1", "FORMAT: Final = 2")},

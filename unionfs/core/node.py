@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Callable
 from struct import Struct
-from typing import Any, Final
+from typing import Final
 
 from unionfs.core.attrs import IFMT, IFREG, ROOT
 from unionfs.core.branch import BranchDir, Stat
@@ -30,6 +30,7 @@ from unionfs.core.node_record import (
     NodeRecord,
 )
 from unionfs.core.partial import Partial
+from unionfs.core.recorded_listing import SHORT
 from unionfs.core.recorded_node import RecordedNode
 
 _SHOWN: Final = Struct("=QQq")
@@ -278,58 +279,63 @@ class NodeTable:
             node.nlookup += 1
         else:
             node.nlookup += 1
-        if self.record is not None:
-            if is_listed:
-                self._listed.append(node)
-            else:
-                self.told(node)
-
-    def record_listed(self) -> None:
-        """Record the lookups of a listing: new entries by one copy, and all notes by another. To be called before the
-        kernel knows."""
-        listed, self._listed = self._listed, []
         record = self.record
-        if record is None or not listed:
-            return
-        notes: list[int] = []
-        new: list[FileNode] = []
-        for node in listed:
-            notes.append(node.nodeid)
-            is_new_file = isinstance(node, FileNode) and not node.slot and node.links is None and not self._former
-            if is_new_file and isinstance(node, FileNode) and (node.parent.slot or node.parent.nodeid == ROOT):
-                new.append(node)
-            else:
-                self._record_count(record, node)
-        above: DirNode | None = None
-        parent: Any = 0  # its id, as an object: compiled code would make another one for each file
-        for file in new:
-            if file.parent is not above:
-                above = file.parent
-                parent = above.nodeid
-            if not file.slot:  # else it was listed twice
-                file.slot = record.prepare(file.nodeid, file.nlookup, file.ino, parent, file.name)
-        record.add_prepared()
-        record.note_all(notes)
-        record.compact_if_due()
-
-    def told(self, node: Node) -> None:
-        """Record that a node was looked up once more. To be called before the kernel knows."""
-        record = self.record
-        if record is not None:
+        if record is not None and is_listed:
+            self._listed.append(node)
+        elif record is not None:
             self._record_count(record, node)
             record.note(node.nodeid)
+
+    def record_listed(self) -> None:
+        """Record the lookups of a listing, those of new nodes together. To be called before the kernel knows."""
+        listed, record = self._listed, self.record
+        if record is None or not listed:
+            return
+        self._listed = []
+        record.compact_if_due()  # not behind the listing, as long as its request is in hand: that notes its lookups
+        new: list[Node] = []
+        ids: list[int] = []
+        inos: list[int] = []
+        names: list[bytes] = []
+        longest = 0
+        others: list[Node] = []
+        above = listed[0].parent
+        if above is None or self._former or not (above.slot or above.nodeid == ROOT):
+            others = listed
+        else:
+            for node in listed:
+                is_new = not node.slot and node.nlookup == 1 and node.parent is above
+                if is_new and _has_name_alone(node):
+                    new.append(node)
+                    ids.append(node.nodeid)
+                    inos.append(node.ino)
+                    names.append(node.name)
+                    longest = max(longest, len(node.name))
+                else:
+                    others.append(node)
+            slot = record.put_listed(above.nodeid, ids, inos, names, longest) if new else 0
+            if slot:
+                for node in new:
+                    if isinstance(node, FileNode):  # see `count_lookup`
+                        node.slot = slot
+                    else:
+                        node.slot = slot
+                    slot += SHORT
+            else:
+                others = listed
+        if others:
+            for node in others:
+                self._record_count(record, node)
+            record.note_all([node.nodeid for node in others])
 
     def _record_count(self, record: NodeRecord, node: Node) -> None:
         if node.slot:
             record.count(node.slot, node.nlookup)
-        elif isinstance(node, FileNode) and node.links is None and node.parent.slot and not self._former:
-            node.slot = record.put_named(0, node.nodeid, node.nlookup, node.ino, node.parent.nodeid, node.name, [])
-            record.compact_if_due()
         elif node.nodeid != ROOT:
             above = node.parent
             is_plain = above is not None and (above.slot or above.nodeid == ROOT) and not self._former
             if is_plain and above is not None and isinstance(node, FileNode) and node.links is None:  # most nodes
-                node.slot = record.put(0, node.nodeid, node.nlookup, node.ino, [(above.nodeid, node.name)])
+                node.slot = record.put_named(0, node.nodeid, node.nlookup, node.ino, above.nodeid, node.name, [])
                 record.compact_if_due()
             else:
                 self._write(record, node)
@@ -538,6 +544,11 @@ class NodeTable:
             else:
                 _close(at)
         return dropped
+
+
+def _has_name_alone(node: Node) -> bool:
+    """Whether the entry of a node in the record has one name, and neither flags nor more."""
+    return node.links is None if isinstance(node, FileNode) else node.shown_as is None and not node.dead
 
 
 def _shown(packed: bytes) -> Stat:

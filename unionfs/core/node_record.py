@@ -7,7 +7,8 @@ given out, the requests that must not be done twice, the rename in progress, cou
 instruction: every entry is valid from one store of 8 bytes on.
 
     header    128 KiB; words of 8 bytes, see the constants below
-    area      entries, one after the other, from the offset that the header names, until a word that is zero
+    area      entries, one after the other, from the offset that the header names, until a word that is zero; those of
+              nodes that a listing has shown stand together (core.recorded_listing)
     request   the last 2 MiB: the buffer into which requests are read
 
 An area is never shortened. When half of it is entries of nodes that are gone, all others are written into a new area
@@ -18,11 +19,13 @@ from __future__ import annotations
 
 import mmap
 import os
+from array import array
 from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
-from unionfs.core import record_version
+from unionfs.core import record_version, recorded_listing
+from unionfs.core.recorded_listing import FIXED, LISTED, LIVE, WORD
 from unionfs.core.recorded_node import NOTED_UNIQUE, Notes, OpenFile, RecordedNode
 from unionfs.core.recorded_rename import Rename
 from unionfs.markers import NAME_MAX
@@ -33,7 +36,6 @@ IN_LOWER: Final = 4  # NUMBER/PATH of a file in a lower, by Branch.number
 IN_INDEX: Final = 8  # KEY in the hard-link index
 IN_LOWERS: Final = 16  # PATH of a directory in the union of the lowers
 FORGOTTEN: Final = 32  # the kernel has forgotten it: file handles may still lead to it
-LIVE: Final = 64  # in every entry that counts
 OPEN: Final = 128  # an open file under passthrough: the fields have other meanings, see `put_open`
 
 NAMES_MOST: Final = 32
@@ -94,13 +96,9 @@ OPENED: Final = 1 << 62  # in a note: an open of the node,
 OPENED_TO_WRITE: Final = 1 << 61  # for writing
 _WRITERS: Final = 32  # bits by which the number of writers is shifted in an entry of an open file
 
-_FIELDS: Final = Struct("=QQQQQ")
-_NAME: Final = Struct("=QQ")
-_FIXED: Final = 8 + _FIELDS.size
-_NAMED: Final = [Struct(f"=QQQQQ{8 * words}s").pack_into for words in range(NAME_MAX // 8 + 1)]  # with a name
-_WHOLE: Final[list[tuple[Any, Any]]] = [  # with its first word, which is an object: compiled code would make others
-    (Struct(f"=QQQQQQ{8 * words}s").pack, _FIXED + 8 * words << 8 | LIVE) for words in range((NAME_MAX + 7) // 8 + 1)
-]
+_FIELDS: Final = Struct(f"5{WORD}")
+_NAME: Final = Struct(f"2{WORD}")
+_NAMED: Final = [Struct(f"5{WORD}{8 * words}s").pack_into for words in range(NAME_MAX // 8 + 1)]  # with a name
 
 
 class DamagedError(Exception):
@@ -120,7 +118,7 @@ class NodeRecord:
         elif os.fstat(fd).st_size != SIZE:
             raise DamagedError(f"it has {os.fstat(fd).st_size} bytes, not {SIZE}")
         self._mm: Any = mmap.mmap(self.fd, SIZE)
-        self._words: Any = memoryview(self._mm).cast("Q")
+        self._words: Any = memoryview(self._mm).cast(WORD)
         self.request: Any = memoryview(self._mm)[_AREAS_END:]
         """The buffer of requests, REQUEST_ROOM bytes."""
         self.counts: Any = self._words[_COUNTS : _COUNTS + _COUNTS_SIZE]
@@ -137,8 +135,6 @@ class NodeRecord:
         self.opens: dict[int, OpenFile] = {}
         """Under passthrough the open files by node id; each has an entry."""
         self.put_again: Callable[[], None] | None = None  # puts all nodes again; set once, by NodeTable
-        self._prepared: list[bytes] = []  # entries for `add_prepared`
-        self._prepared_end = 0  # the offset behind them; 0: there are none
         self._ring = 0
         self._noted = 0  # notes for the request in hand
         self._noted_for = 0  # the request in hand, shifted as in _NOTED
@@ -146,19 +142,15 @@ class NodeRecord:
         self._reserved = 0  # ids below this are marked as given out
         self._before = (0, 0)  # the area that is being replaced
         if is_new:
-            self._words[_KIND] = record_version.WRITTEN
-            self._words[_AREA] = _HEADER
-        else:
-            self._check_version()
-        self._set_limit()
+            self._words[_KIND], self._words[_AREA] = record_version.WRITTEN, _HEADER
+        self._check_version()
+        self._has_listings = self._words[_KIND] == record_version.WRITTEN  # immutable
+        self.compact_at = self._start + 2 * self._used + _SLACK
 
     def _check_version(self) -> None:
         """Raises: DamagedError."""
         if why := record_version.why_not_readable(self._words[_KIND]):
             raise DamagedError(why)
-
-    def _set_limit(self) -> None:
-        self.compact_at = self._start + 2 * self._used + _SLACK
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -202,40 +194,33 @@ class NodeRecord:
         """As `put`, with the names behind the first one encoded."""
         tail = b"".join(more) if more else b""
         at, padded = self._end, (len(name) + 7) & ~7
-        whole = _FIXED + padded + len(tail)
+        whole = FIXED + padded + len(tail)
         if at + whole + 8 > _AREAS_END:
             self._words[_FULL] = 1
             return 0
-        pack = _NAMED[padded >> 3] if padded <= NAME_MAX else Struct(f"=QQQQQ{padded}s").pack_into
+        pack = _NAMED[padded >> 3] if padded <= NAME_MAX else Struct(f"5{WORD}{padded}s").pack_into
         pack(self._mm, at + 8, nodeid, nlookup, ino, parent, len(name) | len(more) << 32, name)
         if more:
-            self._mm[at + _FIXED + padded : at + whole] = tail
+            self._mm[at + FIXED + padded : at + whole] = tail
         self._words[at >> 3] = whole << 8 | flags | LIVE
         self._end = at + whole
         self._used += whole
         return at
 
-    def prepare(self, nodeid: int, nlookup: int, ino: int, parent: Any, name: bytes) -> int:
-        """Prepare an entry without flags for `add_prepared`, which must come before other entries are put. Arguments
-        and result are those of `put`; the name has NAME_MAX bytes at most."""
-        words, at = (len(name) + 7) >> 3, self._prepared_end or self._end
-        end = at + _FIXED + (words << 3)
-        if end + 8 > _AREAS_END:
-            self._words[_FULL] = 1
+    def put_listed(self, parent: Any, ids: list[int], inos: list[int], names: list[bytes], longest: int) -> int:
+        """Add entries without flags for nodes of one directory that the request in hand has looked up once, and so note
+        these lookups: all by one store. `longest`: bytes of the longest name. Returns the slot of the first entry, each
+        other one has the slot of the one before plus recorded_listing.SHORT; 0 if there is no room, or the record has
+        an older version: `put` and `note` each."""
+        at, count, joined = self._end, len(names), b"\0".join(names)
+        end = recorded_listing.end_of(at, count, len(joined))
+        if end + 8 > _AREAS_END or not self._has_listings:
             return 0
-        pack, first = _WHOLE[words]
-        self._prepared.append(pack(first, nodeid, nlookup, ino, parent, len(name), name))
-        self._prepared_end = end
-        return at
-
-    def add_prepared(self) -> None:
-        """Add the prepared entries, all with one store."""
-        if self._prepared:
-            at, end, entries = self._end, self._prepared_end, b"".join(self._prepared)
-            self._mm[at + 8 : end] = entries[8:]
-            self._words[at >> 3] = int.from_bytes(entries[:8], "little")
-            self._end, self._prepared_end, self._prepared = end, 0, []
-            self._used += end - at
+        recorded_listing.write(self._mm, at, self._noted_for, parent, ids, inos, joined, longest)
+        self._words[at >> 3] = (end - at) << 8 | LISTED
+        self._end = end
+        self._used += count * recorded_listing.room_of(longest)
+        return at + recorded_listing.HEAD
 
     def count(self, slot: int, nlookup: int) -> None:
         """Change the lookup count of an entry."""
@@ -250,11 +235,12 @@ class NodeRecord:
             self._noted = noted + 1
             words[_NOTED] = self._noted_for | noted + 1
 
-    def note_all(self, notes: list[int]) -> None:
-        """The same for several lookups."""
-        noted, notes = self._noted, notes[: _NOTES_MOST - self._noted]
-        Struct(f"={len(notes)}Q").pack_into(self._mm, (_NOTED + 1 + noted) * 8, *notes)
-        self._noted = noted + len(notes)
+    def note_all(self, ids: list[int]) -> None:
+        """Note a lookup of each of these nodes."""
+        noted = self._noted
+        count = min(len(ids), _NOTES_MOST - noted)
+        self._words[_NOTED + 1 + noted : _NOTED + 1 + noted + count] = array(WORD, ids[:count])
+        self._noted = noted + count
         self._words[_NOTED] = self._noted_for | self._noted
 
     def unnote(self, note: int) -> None:
@@ -351,7 +337,7 @@ class NodeRecord:
         self._words[_AREA] = self._start
         start, end = self._before
         self._free(start, _page_after(end))
-        self._set_limit()
+        self.compact_at = self._start + 2 * self._used + _SLACK
 
     def _free(self, start: int, end: int) -> None:
         if end > start:
@@ -405,11 +391,8 @@ class NodeRecord:
         at = (_RENAME + 8) * 8
         mm[at : at + len(name)] = name
         mm[at + _NAME_ROOM : at + _NAME_ROOM + len(new_name)] = new_name
-        words[_RENAME + 1] = src
-        words[_RENAME + 2] = parent
-        words[_RENAME + 3] = new_parent
-        words[_RENAME + 4] = dst
-        words[_RENAME + 5] = flags
+        words[_RENAME + 1], words[_RENAME + 2], words[_RENAME + 3] = src, parent, new_parent
+        words[_RENAME + 4], words[_RENAME + 5] = dst, flags
         words[_RENAME + 6] = len(name) | len(new_name) << 32
         words[_RENAME] = words[_RING + self._ring] & ~DONE or 1  # 1: not for a request
 
@@ -500,14 +483,20 @@ class NodeRecord:
         at: int = words[_AREA]
         if not _HEADER <= at < _AREAS_END or at % _PAGE:
             raise DamagedError(f"its area begins at {at}")
-        self._start, self._used = at, 0
+        self._start, self._used, last = at, 0, 0
         self.opens.clear()
-        found = []
+        found: list[RecordedNode] = []
         while word := words[at >> 3]:
             size = word >> 8
-            if size < _FIXED or size % 8 or at + size + 8 > _AREAS_END:
+            if size < FIXED or size % 8 or at + size + 8 > _AREAS_END:
                 raise DamagedError(f"an entry at {at} has {size} bytes")
-            if word & LIVE:
+            if word & 0xFF == LISTED:
+                last, listed = at, recorded_listing.read(mm, words, at, size)
+                if listed is None:
+                    raise DamagedError(f"a listing at {at} has not the names that it says")
+                found += listed
+                self._used += sum(words[there.slot >> 3] >> 8 for there in listed)
+            elif word & LIVE:
                 there = _entry(mm, at, size, word & 0xFF)
                 self._used += size
                 if not word & OPEN:
@@ -518,16 +507,27 @@ class NodeRecord:
                     raise DamagedError(f"an open file of node {there.nodeid} has {len(there.names)} numbers")
             at += size
         self._end = at
+        if last:
+            self._note_listing(last)
         behind = _page_after(at)
         mm[at:behind] = bytes(behind - at)  # of an entry that was not finished
         self._free(behind, _AREAS_END)
         self._free(_HEADER, self._start)
-        self._set_limit()
+        self.compact_at = self._start + 2 * self._used + _SLACK
         for position in range(_NOTIFYING, _NOTIFYING + _NOTIFYING_MOST):
             words[position] = 0  # threads of the daemon before
         self._ring = words[_RING_AT] % _RING_SIZE
         self._reserved = words[_NEXT_ID]
         return self._reserved, found
+
+    def _note_listing(self, at: int) -> None:
+        """Note the lookups of the last listing, if the request in hand has made them: never twice."""
+        words, counted_for = self._words, self._words[(at >> 3) + 1]
+        if counted_for and counted_for == (words[_SERVING] & NOTED_UNIQUE) << _NOTED_BITS:
+            words[(at >> 3) + 1] = 0
+            noted = words[_NOTED] - counted_for
+            self._noted, self._noted_for = noted if 0 <= noted <= _NOTES_MOST else 0, counted_for
+            self.note_all(recorded_listing.ids_of(words, at))
 
     def _found_open(self, there: RecordedNode) -> None:
         (device, _), (inode, _) = there.names
@@ -572,7 +572,7 @@ def _entry(mm: Any, at: int, size: int, flags: int) -> RecordedNode:
     """Decode the entry of `size` bytes at `at`. Raises: DamagedError."""
     nodeid, nlookup, ino, parent, lengths = _FIELDS.unpack_from(mm, at + 8)
     length, more = lengths & 0xFFFFFFFF, lengths >> 32
-    position = at + _FIXED
+    position = at + FIXED
     names: list[tuple[int, bytes]] = []
     former = []
     shown = b""

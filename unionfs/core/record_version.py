@@ -6,11 +6,12 @@ from typing import Final
 
 _NAME: Final = int.from_bytes(b"unionfs", "little")
 _SHIFT: Final = 56  # the last byte is the version
-_READABLE: Final = (2,)
+_READABLE: Final = (2, 3)
 """Versions that this program reads and continues with."""
 
-WRITTEN: Final = _NAME | 2 << _SHIFT
-"""The first word of a record that this program writes."""
+WRITTEN: Final = _NAME | 3 << _SHIFT
+"""The first word of a record that this program makes. In a record of version 2, which a program of that version may
+read again, it puts no listings."""
 
 
 def why_not_readable(word: int) -> str:
