@@ -212,7 +212,7 @@ def to_json(container: Container) -> str:
     del record["root"]
     rootfs, within = record["config"]["rootfs"], container.root + os.sep
     rootfs["lowers"] = [lower.removeprefix(within) if lower.startswith(within) else lower for lower in rootfs["lowers"]]
-    return json.dumps({"version": VERSION, **record}, indent=1) + "\n"
+    return json.dumps({"version": VERSION, **record}) + "\n"
 
 
 def from_json(root: str, container_id: str, text: str) -> Container:

@@ -116,9 +116,10 @@ def _run_child(
     status = OWN_FAILURE
     try:
         parents.close()
-        reset_signals()
         os.setsid()
-        if _enter(id_map, kinds, own):
+        _unshare(id_map, kinds, own)
+        reset_signals()  # while the parent maps the ids; all are blocked until then
+        if _take_ids(id_map, own):
             status = body()
     except BaseException:  # noqa: BLE001 - a forked child must not run its parent's handlers and cleanups
         import traceback
@@ -138,14 +139,18 @@ def _flush() -> None:
                 stream.flush()
 
 
-def _enter(id_map: idmap.NamespaceMap | None, kinds: int, own: _Ends) -> bool:
-    """Make the namespaces, wait for the parent to map the ids, take them. False when the parent failed or has ended."""
+def _unshare(id_map: idmap.NamespaceMap | None, kinds: int, own: _Ends) -> None:
+    """Make the namespaces, and tell the parent."""
     try:
         unshare(kinds | (CLONE_NEWUSER if id_map else 0))
     except OSError as error:
         os.write(own.write_fd, b"%d" % (error.errno or errno.EIO))
     else:
         os.write(own.write_fd, b"0")
+
+
+def _take_ids(id_map: idmap.NamespaceMap | None, own: _Ends) -> bool:
+    """Wait for the parent to map the ids, and take them. False when the parent failed or has ended."""
     may_continue = os.read(own.read_fd, 1) == _GO
     own.close()
     if may_continue and id_map:
