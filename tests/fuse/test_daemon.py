@@ -9,9 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -20,6 +23,16 @@ from tests.support import mounts
 from tests.support.mountinfo import detach, mount_at
 from tests.support.timing import limit
 from tests.support.users import User
+from unionfs.control.server import Reporter
+from unionfs.core.options import Options
+from unionfs.core.union import Union
+from unionfs.daemon import mounted_union
+from unionfs.daemon.mounted_union import Service
+from unionfs.daemon.options import DaemonOptions
+from unionfs.fuse.calls import Calls
+from unionfs.fuse.detachment import Mounted
+from unionfs.fuse.shutdown import GracefulShutdown
+from unionfs.fuse.traffic import Tally
 from unionfs.syscalls.mountinfo import topmost_at
 
 
@@ -498,6 +511,29 @@ def test_two_daemons_on_one_upper_both_mount_and_the_second_says_so(place: Place
             assert daemon.has_ended(0)
         assert place.read() == "content"
         assert len(place.litter()) == 1
+
+
+def test_questions_are_answered_when_the_transport_serves(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
+    """Else it would seem to be one that cannot record requests, or change branches."""
+    served: list[object] = []
+    traffic, calls = Tally(), cast(Calls, object())
+    monkeypatch.setattr(Reporter, "serve", lambda *_: served.append(traffic.calls))
+    with closing(Union(Options((os.fspath(scratch),)))) as union:
+        service = Service(
+            DaemonOptions(union.options, "/mnt"), union, Mounted("/mnt"), -1, cast(GracefulShutdown, None)
+        )
+        service.traffic = traffic
+        bell, ring = os.pipe()
+        os.write(ring, b"a client")
+        reporting = threading.Thread(target=mounted_union._report, args=(service, bell, 1))
+        reporting.start()
+        reporting.join(0.3)
+        assert served == []
+        traffic.calls = calls
+        reporting.join()
+        os.close(bell)
+        os.close(ring)
+    assert served == [calls]
 
 
 def test_root_reads_far_ahead(root_user: User, scratch: Path, fuse_device: Path) -> None:

@@ -138,8 +138,6 @@ class BranchControl:
 
     def _calls(self) -> Calls:
         """Return the object that runs functions on the union's thread. Raises RefusedError."""
-        while self._traffic.calls is None and self._record is not None:  # the transport is starting
-            time.sleep(_POLL_S)
         if self._traffic.calls is None:
             raise RefusedError("its transport does not change branches while it serves")
         return self._traffic.calls

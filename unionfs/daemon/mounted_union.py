@@ -50,6 +50,7 @@ _IMPORT_AFTER_MS: Final = 1000
 _DESCRIPTOR_TABLE: Final = 4096
 """Entries of the table of descriptors from the start on, 32 KiB in the kernel: enough for some thousand directories."""
 _TRY_AGAIN_S: Final = 1.0
+_STARTS_S: Final = 0.002
 
 
 class Service:
@@ -188,6 +189,8 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
 
     if service.history is not None:
         service.history.wait_for_keeper()
+    while service.options.transport == DEFAULT_TRANSPORT and service.traffic.calls is None:  # it is starting
+        time.sleep(_STARTS_S)
     options, traffic, history = service.options, service.traffic, service.history
     branches = BranchControl(service.union, traffic, connection, history, service.tell_keeper)
     if service.unfinished is not None:
