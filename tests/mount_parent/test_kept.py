@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -22,8 +23,11 @@ from tests.support import chaos, machine
 from tests.support.mountinfo import detach, mount_at
 from tests.support.timing import limit
 from tests.support.users import User
+from unionfs.fuse import mounting
 
 pytestmark = pytest.mark.skipif(machine.lacks_keeper() != "", reason=machine.lacks_keeper())
+
+_PIDFD_GETFD = 438  # of all architectures
 
 
 @pytest.fixture
@@ -139,7 +143,10 @@ def test_a_mount_that_has_ended_before_its_daemon_is_let_go(caller: Caller) -> N
     parent, mountpoint = caller.parent(), _mount(caller, "second")
     daemon = chaos.wait_for_daemon(_name(caller, mountpoint))
     os.kill(daemon, signal.SIGSTOP)
+    device = _device(daemon)
     detach(mountpoint)
+    _wait_until(lambda: mounting.has_ended(device))  # a new namespace may have a copy of the mount for a moment
+    os.close(device)
     for part in ("upper", "work"):
         shutil.rmtree(caller.directory / f"second.{part}")
     os.kill(daemon, signal.SIGKILL)
@@ -147,6 +154,20 @@ def test_a_mount_that_has_ended_before_its_daemon_is_let_go(caller: Caller) -> N
     log = (caller.directory / "second.log").read_text()
     assert (log.count("the takeover fails"), log.count("no daemon can continue")) == (1, 0)
     assert caller.parent() == parent
+
+
+def _device(daemon: int) -> int:
+    """A copy of the daemon's descriptor of its connection (pidfd_getfd(2))."""
+    (fd,) = (
+        int(fd) for fd in os.listdir(f"/proc/{daemon}/fd") if os.readlink(f"/proc/{daemon}/fd/{fd}") == "/dev/fuse"
+    )
+    pidfd = os.pidfd_open(daemon)
+    try:
+        copy = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, pidfd, fd, 0)
+        assert copy >= 0, os.strerror(ctypes.get_errno())
+        return int(copy)
+    finally:
+        os.close(pidfd)
 
 
 def _descriptors(pid: int) -> list[str]:
