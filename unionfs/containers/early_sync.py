@@ -10,7 +10,7 @@ from typing import Final
 
 from unionfs.syscalls import files
 
-_FILES: Final = 3000  # made since the last sync began; fewer are written through as fast at the end
+_FILES: Final = 3000  # made since the last sync began; a sync of fewer takes no less time in all
 
 
 class EarlySync:

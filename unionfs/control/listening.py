@@ -33,7 +33,7 @@ def open_listening(connection: int) -> int:
 
 
 def stop(fd: int) -> None:
-    """Refuse further clients, in all processes that have the socket: the mount has ended."""
+    """Refuse further clients in all processes that have the socket. Called when the mount has ended."""
     server = _socket.socket(fileno=fd)
     with suppress(OSError):  # it is unbound
         server.shutdown(_socket.SHUT_RDWR)

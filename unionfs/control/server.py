@@ -70,7 +70,7 @@ class Reporter:
     branches: BranchControl | None = None  # None: they cannot be changed
     no_upgrade: str = ""  # why no other version can continue
     leave: Callable[[], None] | None = None  # leaves the mount to the daemon of another version
-    has_ended: Callable[[], bool] = lambda: False  # whether the mount has
+    has_ended: Callable[[], bool] = lambda: False  # returns whether the mount has ended
     upgrading: threading.Lock = field(default_factory=threading.Lock)  # held while one is tried
 
     def stats(self) -> dict[str, Any]:

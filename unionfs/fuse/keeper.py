@@ -134,8 +134,8 @@ def _learns(channel: Channel, learn: Callable[[dict[str, Any], list[int]], None]
 
 
 def is_over(status: int, has_ended: bool) -> bool:
-    """Whether a daemon that has this wait status was the last one. `has_ended`: whether the mount has: if its daemon
-    was killed then, the next one can still clear its work directory; one that has failed to is not followed."""
+    """Whether a daemon that has this wait status was the last one. `has_ended`: whether the mount has ended. Then
+    another daemon follows only one that was killed, to clear the work directory."""
     return os.WIFEXITED(status) and os.WEXITSTATUS(status) not in ({LEFT} if has_ended else {DIED, LEFT})
 
 
