@@ -223,7 +223,9 @@ def test_a_container_sees_all_layers(ctr: Containerd) -> None:
 
 
 def test_a_terminal(ctr: Containerd) -> None:
-    command = f"ctr -a {ctr.where}/c.sock run --snapshotter unionfs --rm -t {_IMAGE} tty sh -c 'tty; stty size'"
+    # ctr passes the size on after it has started the command.
+    script = 'tty; while [ "$(stty size)" = "0 0" ]; do sleep 0.1; done; stty size'
+    command = f"ctr -a {ctr.where}/c.sock run --snapshotter unionfs --rm -t {_IMAGE} tty sh -c '{script}'"
     done = process.run(["script", "-qec", f"stty rows 33 cols 77; {command}", "/dev/null"], timeout_s=_PATIENCE_S)
     terminal, *size = done.stdout.split()[-3:]
     assert terminal.endswith("/dev/pts/0")
