@@ -18,10 +18,11 @@ from unionfs.fuse.options import ServeOptions
 SIZE = 3 << 20
 
 
-class Requests:
+class Requests(list[int]):
     """The counts of a session that gets a request each time they are read."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.read = 0
         self.enough = threading.Event()
 

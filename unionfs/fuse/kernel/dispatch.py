@@ -241,7 +241,9 @@ class Dispatcher:
         self._changes: dict[int, bool] = kept.changes if kept is not None else {}
         self._refused = kept.refused if kept is not None else 0  # immutable
         self.unanswered = kept.unanswered if kept is not None else Notes()  # replaced by `views`; emptied by take_back
-        self._counts = session.counts
+        session.continue_counting()
+        self._counts: list[int] = session.counts
+        self._recorded_counts: Any = session.recorded_counts
         self.serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.current_cause = self._cause
         if session.flags & abi.Init.EXPORT_SUPPORT:
@@ -282,7 +284,10 @@ class Dispatcher:
         head = _in_header(buf)
         opcode: int = head[1]
         if opcode < len(self._counts):
-            self._counts[opcode] += 1
+            count = self._counts[opcode] + 1
+            self._counts[opcode] = count
+            if self._recorded_counts is not None:
+                self._recorded_counts[opcode] = count
         return self.answer(head, buf, end)
 
     def handle_and_log(self, buf: memoryview, end: int) -> Reply:
@@ -312,7 +317,10 @@ class Dispatcher:
         record = self.record
         if record is None:
             return self._serve_request(head, buf, end) if head[3] < VIEW else views.answer(self, head, buf, end)
-        unique: int = head[2] & _UNIQUE
+        unique = head[2]
+        is_resent = unique >> _RESEND_SHIFT != 0
+        if is_resent:
+            unique &= _UNIQUE
         record.serve(unique)
         if self._refused and unique == self._refused:
             log.error("a request was in hand at several deaths of the daemon: %s is answered EIO", _NAMES.get(head[1]))
@@ -320,10 +328,10 @@ class Dispatcher:
         if head[3] >= VIEW:
             return views.answer(self, head, buf, end)
         if head[1] in _ONCE:
-            reply = self._serve_once(record, head, buf, end)
+            reply = self._serve_once(record, unique, is_resent, head, buf, end)
         else:
             reply = self._serve_request(head, buf, end)
-        if head[2] != unique:
+        if is_resent:
             self.take_back(unique)
         return reply
 
@@ -360,11 +368,12 @@ class Dispatcher:
             elif self.opens is not None:
                 self.opens.take_back(note)
 
-    def _serve_once(self, record: NodeRecord, head: Head, buf: memoryview, end: int) -> Reply:
+    def _serve_once(
+        self, record: NodeRecord, unique: int, is_resent: bool, head: Head, buf: memoryview, end: int
+    ) -> Reply:
         """Serve a change that must not be done twice, and record it. If the daemon before has done it, make the answer
         that it would have given."""
-        unique = head[2] & _UNIQUE
-        before = self._changes.pop(unique, None) if head[2] != unique else None
+        before = self._changes.pop(unique, None) if is_resent else None
         if before is not None and head[1] == _RELEASE:  # better counted too seldom than twice
             return encode.empty(head[2])
         if before and (reply := self._done_before(head, buf, end)) is not None:
@@ -377,7 +386,7 @@ class Dispatcher:
             last = self.slow[-1] if self.slow else None
             record.finish(isinstance(last, bytes))  # the reply comes at once, or the request waits and begins again
             return None
-        code = -abi.OUT_HEADER.unpack_from(reply)[1]
+        code = -abi.OUT_HEADER.unpack_from(reply)[1] if len(reply) == abi.OUT_HEADER.size else 0
         if before is not None and code and code == _DONE_ALREADY.get(head[1]):
             found = self._done_before(head, buf, end)
             if found is not None:
@@ -533,6 +542,7 @@ class Dispatcher:
 
 
 _UNIQUE: Final = abi.UNIQUE_RESEND - 1
+_RESEND_SHIFT: Final = 63  # of UNIQUE_RESEND: compiled code shifts more quickly than it masks such numbers
 
 _MADE: Final[dict[int, int]] = {
     int(Op.MKNOD): abi.MKNOD_IN.size,

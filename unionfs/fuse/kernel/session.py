@@ -127,7 +127,8 @@ class Session:
         self.minor = 0  # set once, by init
         self.flags = 0  # of Init; set once, by init
         self.over = False  # set once, by DESTROY
-        self.counts: Any = [0] * _OPS  # requests by opcode; Dispatcher only
+        self.counts = [0] * _OPS  # requests by opcode; changed by `init` and Dispatcher
+        self.recorded_counts: Any = None  # the same in the record, which takes longer to read; set once, by `keep`
         self.has_resend = False  # set once, by init: whether the kernel sends requests again
         self.view_generation = int.from_bytes(os.urandom(4), "little") | 1  # immutable
         self.kept: Kept | None = None  # set once, by the daemon, where another one is to continue
@@ -140,11 +141,17 @@ class Session:
 
     def keep(self, kept: Kept) -> None:
         """Record counts and requests from now on, so that another daemon can continue."""
-        before, self.counts = self.counts, kept.record.counts
-        for code, count in enumerate(before):
+        self.recorded_counts = kept.record.counts
+        for code, count in enumerate(self.counts):
             if count:  # else nothing is written: another daemon may still write to the record
-                self.counts[code] += count
+                self.recorded_counts[code] += count
         self.kept = kept
+        self.continue_counting()
+
+    def continue_counting(self) -> None:
+        """Continue from the recorded counts. Before the first request: another daemon may have served meanwhile."""
+        if self.recorded_counts is not None:
+            self.counts[:] = self.recorded_counts
 
     def state(self) -> dict[str, int]:
         """Return the values with which another process continues the connection, for `continued`."""
