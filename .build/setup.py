@@ -31,8 +31,8 @@ from unionfs.compiled import CHECKOUT, COMPILED_DIR, PURE, STAMP, stamp_line
 
 CORE = """acl attrs backing branch branches content copy_metadata copyup create data_files emulated_owners fds fill
     flatten frozen_names handle_table hardlinks inode_flags inodes ledger listing lookup lower marks metadata
-    namecache names node node_record owner_override owners ownership partial placement readdir recorded_listing
-    recorded_node remove
+    namecache names node node_record node_table owner_override owners ownership partial placement readdir
+    recorded_entry recorded_listing recorded_node remove
     rename sparse_copyup staging union union_state view"""
 KERNEL = """abi activity activity_sums busy_poll data decode device dispatch encode handlers handshake listing opens
     turn views"""

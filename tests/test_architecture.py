@@ -30,6 +30,7 @@ CORE_DOOR = tuple(
     for name in (
         *("union", "view", "attrs", "ledger", "options", "node_record", "takeover", "branches", "pointers", "freeze"),
         *("partial", "fill", "kept_numbers", "frozen_names", "unfinished_change", "recorded_node"),
+        "recorded_entry",
     )
 )
 

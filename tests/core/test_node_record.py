@@ -14,13 +14,12 @@ from unionfs.core import takeover
 from unionfs.core.node_record import (
     DEAD,
     LINKED,
-    OPEN,
     OPENED,
     SIZE,
-    DamagedError,
     NodeRecord,
 )
-from unionfs.core.recorded_listing import LIVE, SHORT
+from unionfs.core.recorded_entry import LIVE, OPEN, DamagedError
+from unionfs.core.recorded_listing import SHORT
 from unionfs.core.recorded_node import OpenFile, RecordedNode
 
 _MIB = 1 << 20
@@ -136,6 +135,59 @@ def test_a_listing_notes_its_lookups_once_and_for_its_request_only() -> None:
     assert (record.notes().notes, record.notes().are_for(14)) == ([2], True)
 
 
+def test_one_lookup_is_added_and_noted_at_once() -> None:
+    record = NodeRecord()
+    names = [b"", b"1234567", b"12345678", b"x" * 255]
+    written, used = [], 0
+    for number, name in enumerate(names, 2):
+        record.serve(2 * number)
+        slot = record.put_looked_up(1, number, (1 << 64) - number, name)
+        written.append((0, number, 1, (1 << 64) - number, [(1, name)]))
+        assert record.put_looked_up(1, 99, 99, b"second") == 0
+        assert record.put_listed(1, [99], [99], [b"second"], 6) == 0
+        used = record._used
+        assert NodeRecord(os.dup(record.fd)).load()[1][-1].slot == slot
+    assert _loaded(record) == written
+    assert record._used == used
+    assert (record.notes().notes, record.notes().are_for(10)) == ([5], True)
+    for node in record.load()[1]:
+        record.drop(node.slot)
+    assert record._used == 0
+
+
+def test_a_lookup_that_was_noted_with_its_node_is_taken_back() -> None:
+    record = NodeRecord()
+    record.serve(8)
+    record.put_looked_up(1, 2, 2, b"a")
+    record.unnote(3)
+    record.note(2)
+    record.unnote(2)
+    record.unnote(2)
+    record.unnote(2)
+    assert record.put_looked_up(1, 3, 3, b"b") > 0
+    record.load()
+    assert record.notes().notes == [3]
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_a_new_area_notes_the_lookups_of_the_request_in_hand(*, is_listed: bool) -> None:
+    record = NodeRecord()
+    record.serve(8)
+    record.note(7)
+    if is_listed:
+        record.put_listed(1, [2, 3], [2, 3], [b"a", b"b"], 1)
+    else:
+        record.put_looked_up(1, 2, 2, b"a")
+    record.put_again = partial(_put_new, record, 1)
+    record.compact()
+    record.note(9)
+    record.load()
+    assert record.notes().notes == ([7, 2, 3, 9] if is_listed else [7, 2, 9])
+    record.serve(10)
+    record.compact()
+    assert record.notes().are_for(8)
+
+
 def test_a_record_without_room_or_of_an_older_version_takes_no_listing() -> None:
     record = NodeRecord()
     record._end = SIZE - (2 << 20) - 100
@@ -144,6 +196,7 @@ def test_a_record_without_room_or_of_an_older_version_takes_no_listing() -> None
     older = NodeRecord()
     older._words[0] -= 1 << 56
     assert NodeRecord(os.dup(older.fd)).put_listed(1, [2, 3], [2, 3], [b"a", b"b"], 1) == 0
+    assert NodeRecord(os.dup(older.fd)).put_looked_up(1, 2, 2, b"a") == 0
     assert older.load()[1] == []
 
 
@@ -324,9 +377,9 @@ def test_the_lookups_of_a_listing_are_recorded_together(tmp_path: Path, *, is_li
         record._words[0] -= 1 << 56
         record = NodeRecord(record.fd)
     takeover.keep_record(union, record)
-    record.serve(8)
     paths = ["a", "d/f", "h1", "b", "d", "a", "up", "h2", "d/h", "d/g", "d/f"]
     directory = union.lookup(1, b"d").nodeid
+    record.serve(8)
     found = []
     for path in paths:
         above, name = (directory, path[2:]) if path[1:2] == "/" else (1, path)
@@ -334,13 +387,11 @@ def test_the_lookups_of_a_listing_are_recorded_together(tmp_path: Path, *, is_li
         assert entry is not None
         found.append(entry.nodeid)
     if is_listed:
-        assert record.notes().notes == [directory]
         union.record_listed()
         union.record_listed()
     for _ in range(2):
         record.load()
-    notes = record.notes().notes
-    assert (notes[0], sorted(notes[1:])) == (directory, sorted(found))
+    assert sorted(record.notes().notes) == sorted(found)
     counts = {node.nodeid: node.nlookup for node in record.load()[1]}
     names = {node.nodeid: sorted(node.names) for node in record.load()[1]}
     assert counts == {nodeid: found.count(nodeid) + (nodeid == directory) for nodeid in found}

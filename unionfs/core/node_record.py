@@ -8,7 +8,7 @@ instruction: every entry is valid from one store of 8 bytes on.
 
     header    128 KiB; words of 8 bytes, see the constants below
     area      entries, one after the other, from the offset that the header names, until a word that is zero; those of
-              nodes that a listing has shown stand together (core.recorded_listing)
+              nodes that one request has looked up stand together (core.recorded_listing)
     request   the last 2 MiB: the buffer into which requests are read
 
 An area is never shortened. When half of it is entries of nodes that are gone, all others are written into a new area
@@ -19,16 +19,16 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from array import array
 from collections.abc import Callable
-from struct import Struct
 from typing import Any, Final
 
-from unionfs.core import record_version, recorded_listing
-from unionfs.core.recorded_listing import FIXED, LISTED, LIVE, WORD
+from unionfs.core import record_version, recorded_entry, recorded_listing
+from unionfs.core.recorded_entry import FIXED, LIVE, OPEN, WORD, DamagedError
+from unionfs.core.recorded_listing import HEAD, LISTED, SHORT
 from unionfs.core.recorded_node import NOTED_UNIQUE, Notes, OpenFile, RecordedNode
 from unionfs.core.recorded_rename import Rename
-from unionfs.markers import NAME_MAX
 
 LINKED: Final = 1  # a file that stands in NodeTable.by_inode: its other names lead to it
 DEAD: Final = 2  # no name is left; the "name" says where the object is:
@@ -36,7 +36,6 @@ IN_LOWER: Final = 4  # NUMBER/PATH of a file in a lower, by Branch.number
 IN_INDEX: Final = 8  # KEY in the hard-link index
 IN_LOWERS: Final = 16  # PATH of a directory in the union of the lowers
 FORGOTTEN: Final = 32  # the kernel has forgotten it: file handles may still lead to it
-OPEN: Final = 128  # an open file under passthrough: the fields have other meanings, see `put_open`
 
 NAMES_MOST: Final = 32
 """Limit of the names of one node in the record. Further names are found again by its inode."""
@@ -91,18 +90,12 @@ _CHANGING: Final = 2  # versions that cannot continue such a change treat the re
 _IDS_AHEAD: Final = 1024  # ids are reserved by so many at once
 
 DONE: Final = 1 << 62
+_DONE_TOP: Final = DONE >> 56  # uniques are smaller: this is the highest byte of one with DONE
+_TOP: Final = 7 if sys.byteorder == "little" else 0
 
 OPENED: Final = 1 << 62  # in a note: an open of the node,
 OPENED_TO_WRITE: Final = 1 << 61  # for writing
 _WRITERS: Final = 32  # bits by which the number of writers is shifted in an entry of an open file
-
-_FIELDS: Final = Struct(f"5{WORD}")
-_NAME: Final = Struct(f"2{WORD}")
-_NAMED: Final = [Struct(f"5{WORD}{8 * words}s").pack_into for words in range(NAME_MAX // 8 + 1)]  # with a name
-
-
-class DamagedError(Exception):
-    """The record cannot be read. `str()` says why."""
 
 
 class NodeRecord:
@@ -136,6 +129,7 @@ class NodeRecord:
         """Under passthrough the open files by node id; each has an entry."""
         self.put_again: Callable[[], None] | None = None  # puts all nodes again; set once, by NodeTable
         self._ring = 0
+        self._listing_at = 0  # the last listing, if it notes lookups of the request in hand
         self._noted = 0  # notes for the request in hand
         self._noted_for = 0  # the request in hand, shifted as in _NOTED
         self._holds_times = False
@@ -185,23 +179,12 @@ class NodeRecord:
     def put(self, flags: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]) -> int:
         """Add an entry. Returns its slot, never 0; 0 when there is no room. Behind the names may stand ids that the
         node had before, each as the parent of a name without a byte, and, with parent 0, what a directory shows."""
-        more = [_NAME.pack(above, len(other)) + other + bytes(-len(other) & 7) for above, other in names[1:]]
-        return self.put_named(flags, nodeid, nlookup, ino, *names[0], more)
-
-    def put_named(
-        self, flags: int, nodeid: int, nlookup: int, ino: int, parent: int, name: bytes, more: list[bytes]
-    ) -> int:
-        """As `put`, with the names behind the first one encoded."""
-        tail = b"".join(more) if more else b""
-        at, padded = self._end, (len(name) + 7) & ~7
-        whole = FIXED + padded + len(tail)
+        further = recorded_entry.further_names(names)
+        at, whole = self._end, FIXED + ((len(names[0][1]) + 7) & ~7) + len(further)
         if at + whole + 8 > _AREAS_END:
             self._words[_FULL] = 1
             return 0
-        pack = _NAMED[padded >> 3] if padded <= NAME_MAX else Struct(f"5{WORD}{padded}s").pack_into
-        pack(self._mm, at + 8, nodeid, nlookup, ino, parent, len(name) | len(more) << 32, name)
-        if more:
-            self._mm[at + FIXED + padded : at + whole] = tail
+        recorded_entry.write(self._mm, at, nodeid, nlookup, ino, names, further)
         self._words[at >> 3] = whole << 8 | flags | LIVE
         self._end = at + whole
         self._used += whole
@@ -210,17 +193,29 @@ class NodeRecord:
     def put_listed(self, parent: Any, ids: list[int], inos: list[int], names: list[bytes], longest: int) -> int:
         """Add entries without flags for nodes of one directory that the request in hand has looked up once, and so note
         these lookups: all by one store. `longest`: bytes of the longest name. Returns the slot of the first entry, each
-        other one has the slot of the one before plus recorded_listing.SHORT; 0 if there is no room, or the record has
-        an older version: `put` and `note` each."""
+        other one has the slot of the one before plus recorded_listing.SHORT; 0 if there is no room, the request has
+        a listing already, or the record has an older version: `put` and `note` each."""
         at, count, joined = self._end, len(names), b"\0".join(names)
         end = recorded_listing.end_of(at, count, len(joined))
-        if end + 8 > _AREAS_END or not self._has_listings:
+        if end + 8 > _AREAS_END or not self._has_listings or self._listing_at:
             return 0
         recorded_listing.write(self._mm, at, self._noted_for, parent, ids, inos, joined, longest)
         self._words[at >> 3] = (end - at) << 8 | LISTED
-        self._end = end
+        self._listing_at, self._end = at, end
         self._used += count * recorded_listing.room_of(longest)
-        return at + recorded_listing.HEAD
+        return at + HEAD
+
+    def put_looked_up(self, parent: int, nodeid: int, ino: int, name: bytes) -> int:
+        """As `put_listed` for one node, whose name has NAME_MAX bytes at most."""
+        at, room = self._end, FIXED + ((len(name) + 7) & ~7)
+        end = at + HEAD + SHORT + room - FIXED
+        if end + 8 > _AREAS_END or not self._has_listings or self._listing_at:
+            return 0
+        recorded_listing.write_one(self._mm, at, self._noted_for, parent, nodeid, ino, name, room)
+        self._words[at >> 3] = (end - at) << 8 | LISTED
+        self._listing_at, self._end = at, end
+        self._used += room
+        return at + HEAD
 
     def count(self, slot: int, nlookup: int) -> None:
         """Change the lookup count of an entry."""
@@ -249,6 +244,8 @@ class NodeRecord:
         if noted and self._words[_NOTED + noted] == note:
             self._noted = noted - 1
             self._words[_NOTED] = self._noted_for | noted - 1
+        elif self._listing_at and recorded_listing.ids_of(self._words, self._listing_at) == [note]:
+            self._words[(self._listing_at >> 3) + 1] = self._listing_at = 0
 
     def mark(self, slot: int, flag: int) -> None:
         """Add a flag to an entry."""
@@ -317,6 +314,7 @@ class NodeRecord:
         """Put all entries that count into a new area."""
         if self.put_again is None:
             return
+        noted = recorded_listing.ids_of(self._words, self._listing_at) if self._listing_at else []
         self._begin_area()
         self.put_again()
         for opened in self.opens.values():
@@ -324,6 +322,9 @@ class NodeRecord:
             counts = opened.count | opened.writers << _WRITERS
             opened.slot = self.put(OPEN, opened.nodeid, counts, opened.backing_id, [(device, b""), (inode, b"")])
         self._end_area()
+        self._listing_at = 0
+        if noted:
+            self.note_all(noted)  # not before: no lookup may be noted twice
 
     def _begin_area(self) -> None:
         self._before = (self._start, self._end)
@@ -349,7 +350,7 @@ class NodeRecord:
         """Record the request in hand, which has counted nothing yet."""
         if self._holds_times:
             self.release_times()
-        self._noted = 0
+        self._noted = self._listing_at = 0
         self._noted_for = (unique & NOTED_UNIQUE) << _NOTED_BITS
         self._words[_SERVING] = unique
 
@@ -374,14 +375,17 @@ class NodeRecord:
 
     def begin(self, unique: int) -> None:
         """Record that a change begins which must not be done twice."""
-        self._ring = (self._ring + 1) % _RING_SIZE
+        self._ring = (self._ring + 1) & (_RING_SIZE - 1)
         self._words[_RING_AT] = self._ring
         self._words[_RING + self._ring] = unique
 
     def finish(self, is_done: bool) -> None:
         """Record that the change that began last is done, or has failed."""
         at = _RING + self._ring
-        self._words[at] = self._words[at] | DONE if is_done else 0
+        if is_done:
+            self._mm[8 * at + _TOP] = _DONE_TOP
+        else:
+            self._words[at] = 0
 
     def begin_rename(
         self, src: int, parent: int, name: bytes, new_parent: int, new_name: bytes, dst: int, flags: int
@@ -492,12 +496,10 @@ class NodeRecord:
                 raise DamagedError(f"an entry at {at} has {size} bytes")
             if word & 0xFF == LISTED:
                 last, listed = at, recorded_listing.read(mm, words, at, size)
-                if listed is None:
-                    raise DamagedError(f"a listing at {at} has not the names that it says")
                 found += listed
                 self._used += sum(words[there.slot >> 3] >> 8 for there in listed)
             elif word & LIVE:
-                there = _entry(mm, at, size, word & 0xFF)
+                there = recorded_entry.read(mm, at, size, word & 0xFF)
                 self._used += size
                 if not word & OPEN:
                     found.append(there)
@@ -566,34 +568,6 @@ class NodeRecord:
         name, new_name = bytes(mm[at : at + length]), bytes(mm[at + _NAME_ROOM : at + _NAME_ROOM + new_length])
         src, parent, new_parent, dst, flags = words[_RENAME + 1 : _RENAME + 6]
         return Rename(unique, src, parent, name, new_parent, new_name, dst, flags)
-
-
-def _entry(mm: Any, at: int, size: int, flags: int) -> RecordedNode:
-    """Decode the entry of `size` bytes at `at`. Raises: DamagedError."""
-    nodeid, nlookup, ino, parent, lengths = _FIELDS.unpack_from(mm, at + 8)
-    length, more = lengths & 0xFFFFFFFF, lengths >> 32
-    position = at + FIXED
-    names: list[tuple[int, bytes]] = []
-    former = []
-    shown = b""
-    while True:
-        if position + length > at + size:
-            raise DamagedError(f"the name of node {nodeid} is longer than its entry")
-        name = bytes(mm[position : position + length])
-        if not names or flags & OPEN or (name and parent):
-            names.append((parent, name))
-        elif name:
-            shown = name
-        else:
-            former.append(parent)  # see `put`
-        position += (length + 7) & ~7
-        if not more:
-            return RecordedNode(at, flags, nodeid, nlookup, ino, names, former, shown)
-        if position + _NAME.size > at + size:
-            raise DamagedError(f"node {nodeid} has fewer names than its entry says")
-        parent, length = _NAME.unpack_from(mm, position)
-        position += _NAME.size
-        more -= 1
 
 
 def _page_after(offset: int) -> int:

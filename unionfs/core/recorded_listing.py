@@ -1,4 +1,6 @@
-"""The nodes that one listing has shown, together in the record of nodes (core.node_record). Pure.
+"""The nodes that one request has looked up, together in the record of nodes (core.node_record). Pure.
+
+A listing shows many, any other request one: that is a listing, too.
 
 word      bytes of the listing << 8 | LISTED
 word      the request that has counted a lookup of each node, as the record notes it; 0: it is noted elsewhere
@@ -13,21 +15,15 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any, Final
 
+from unionfs.core.recorded_entry import FIXED, LIVE, WORD, DamagedError
 from unionfs.core.recorded_node import RecordedNode
 from unionfs.markers import NAME_MAX
 
-LIVE: Final = 64
-"""In every entry that counts."""
 LISTED: Final = 130
 """In the first word of a listing: the bits of no entry."""
 SHORT: Final = 32
 HEAD: Final = 32
 """Bytes before the first entry."""
-
-WORD: Final = "L" if Struct("L").size == 8 else "Q"
-"""The code of a word for `struct`. CPython converts a long more quickly than a long long."""
-FIXED: Final = 48
-"""Bytes of an entry outside of a listing, without its name."""
 
 _ENTRIES: Final[list[list[Any]]] = [[(FIXED + 8 * words) << 8 | LIVE, 0, 1, 0] for words in range(NAME_MAX // 8 + 2)]
 """An entry that was looked up once, by the words of its name; objects, since compiled code would make others."""
@@ -37,6 +33,7 @@ def _behind_first_word(count: int) -> Struct:
     return Struct(f"{3 + 4 * count}{WORD}")
 
 
+_ONE: Final = [Struct(f"7{WORD}{8 * words}s").pack_into for words in range(NAME_MAX // 8 + 2)]
 _PREPARED: Final = 256
 _PACK: Final = [_behind_first_word(count).pack_into for count in range(_PREPARED)]
 
@@ -66,15 +63,21 @@ def write(
     mm[names_at : names_at + length] = names
 
 
-def read(mm: Any, words: Any, at: int, size: int) -> list[RecordedNode] | None:
-    """Return the nodes that count of the listing of `size` bytes at `at`; None: it is damaged. `words`: the same memory
-    as words."""
+def write_one(mm: Any, at: int, counted_for: int, parent: int, nodeid: int, ino: int, name: bytes, room: int) -> None:
+    """As `write`, for one node. `room`: as `room_of` its name, of NAME_MAX bytes at most."""
+    length = len(name)
+    _ONE[(room - FIXED) >> 3](mm, at + 8, counted_for, parent, 1 | length << 32, room << 8 | LIVE, nodeid, 1, ino, name)
+
+
+def read(mm: Any, words: Any, at: int, size: int) -> list[RecordedNode]:
+    """Return the nodes that count of the listing of `size` bytes at `at`. `words`: the same memory as words. Raises:
+    DamagedError."""
     _, parent, lengths = words[(at >> 3) + 1 : (at + HEAD) >> 3]
     count, length = lengths & 0xFFFFFFFF, lengths >> 32
     names_at = at + HEAD + count * SHORT
     names = bytes(mm[names_at : names_at + length]).split(b"\0")
     if names_at + length > at + size or len(names) != count:
-        return None
+        raise DamagedError(f"a listing at {at} has not the names that it says")
     found = []
     for slot, name in zip(range(at + HEAD, names_at, SHORT), names, strict=True):
         word, nodeid, nlookup, ino = words[slot >> 3 : (slot + SHORT) >> 3]

@@ -54,7 +54,7 @@ def opened(union: Union) -> OpenBranches:
 
 def take_over(union: Union) -> dict[int, bool]:
     """Continue from the record of a daemon that has died. Returns the changes whose requests may come again: by unique,
-    whether the change is known to be done. Raises: node_record.DamagedError.
+    whether the change is known to be done. Raises: DamagedError.
 
     Preconditions: nothing but the root is known. May be called again by the next daemon if this one dies meanwhile: all
     steps can be repeated.

@@ -27,7 +27,8 @@ from unionfs.core.ledger import Ledger
 from unionfs.core.lower import LowerTree
 from unionfs.core.marks import proc_path, read_dir_marks
 from unionfs.core.namecache import NameCache
-from unionfs.core.node import DirNode, FileNode, Node, NodeTable
+from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.node_table import NodeTable
 from unionfs.core.options import OptionError, Options, check_branches
 from unionfs.core.owner_override import OwnerOverride
 from unionfs.core.staging import RunLater, Staging, frozen_lowers

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from unionfs import process_properties
 from unionfs.control import listening
 from unionfs.core import handover, takeover, unfinished_change
-from unionfs.core.node_record import DamagedError, NodeRecord
+from unionfs.core.node_record import NodeRecord
+from unionfs.core.recorded_entry import DamagedError
 from unionfs.core.union import Union
 from unionfs.daemon import mounted_union
 from unionfs.daemon.mounted_union import Service, import_late_modules

@@ -17,7 +17,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from unionfs import process_properties
-from unionfs.core.node_record import DamagedError, NodeRecord
+from unionfs.core.node_record import NodeRecord
+from unionfs.core.recorded_entry import DamagedError
 from unionfs.daemon import continued, keeper_process
 from unionfs.detach import let_go
 from unionfs.fuse import keeper, keeper_channel
