@@ -155,6 +155,24 @@ def test_one_lookup_is_added_and_noted_at_once() -> None:
     assert record._used == 0
 
 
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_the_keeper_leaves_the_lookups_of_the_request_in_hand(*, is_listed: bool) -> None:
+    record = NodeRecord()
+    record.serve(8)
+    if is_listed:
+        record.put_listed(1, [2, 3], [2, 3], [b"a", b"b"], 1)
+    else:
+        record.put_looked_up(1, 2, 2, b"a")
+    assert record.serving == 8
+    for _ in range(2):
+        record.no_longer_served()  # the second daemon has died before its first request
+        assert record.serving == 0
+    record.load()
+    assert (record.notes().notes, record.notes().are_for(8)) == ([2, 3] if is_listed else [2], True)
+    record.serve(10)
+    assert record.serving == 10
+
+
 def test_a_lookup_that_was_noted_with_its_node_is_taken_back() -> None:
     record = NodeRecord()
     record.serve(8)

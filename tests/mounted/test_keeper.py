@@ -26,7 +26,7 @@ from tests.mounted.agent import command
 from tests.mounted.checking import fails, read, same, write
 from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.stands import kernel_subjects, unmounted
-from tests.support import chaos
+from tests.support import chaos, kernel_caches
 from tests.support.timing import limit
 
 _SUBJECTS = kernel_subjects("scattered")
@@ -306,6 +306,53 @@ def test_daemons_that_are_killed_in_their_takeovers_are_replaced_without_an_erro
 def _read_a_link() -> None:
     os.symlink("target", "link")
     same(os.readlink("link"), "target")
+
+
+_BEFORE_THE_ANSWER = """
+import os, signal
+from unionfs.fuse.kernel import turn
+
+answer = turn.answer
+
+def killed(device, reply):
+    opcode = int.from_bytes(device.request[4:8], "little")
+    with open({path!r}, "a+") as file:
+        file.seek(0)
+        if opcode in (1, 8, 9, 44) and str(opcode) not in file.read().split():  # LOOKUP, MKNOD, MKDIR, READDIRPLUS
+            file.write(str(opcode) + " ")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    answer(device, reply)
+
+turn.answer = killed
+"""
+
+
+def test_what_a_daemon_has_counted_and_not_answered_is_not_counted_twice(stand: MountedSubject, scratch: Path) -> None:
+    stand.unmount()
+    broken = scratch / "broken"
+    broken.mkdir()
+    deaths = broken / "deaths"
+    deaths.touch()
+    deaths.chmod(0o666)
+    (broken / "sitecustomize.py").write_text(_BEFORE_THE_ANSWER.format(path=str(deaths)))
+    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
+    stand._env = {**env, "UNIONFS_LINGER": "0"}
+    stand.mount()
+    stand.run(_look_up)
+    assert sorted(deaths.read_text().split()) == ["1", "44", "8", "9"]
+    deadline = time.monotonic() + limit(20)
+    while (nodes := _stats(stand)["nodes"]) != 1 and time.monotonic() < deadline:
+        kernel_caches.drop("2")
+    assert nodes == 1  # the kernel has forgotten all others
+    stand.unmount()
+
+
+def _look_up() -> None:
+    same(os.lstat("f").st_size, 5)
+    same(sorted(os.listdir("d")), ["e", "g", "low"])
+    os.mkdir("made")
+    os.mknod("made/file")
 
 
 _NO_PROCESS = """

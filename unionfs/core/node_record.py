@@ -54,7 +54,8 @@ _SLACK: Final = 1 << 20
 _KIND: Final = 0  # see core.record_version
 _AREA: Final = 1  # offset of the area in use
 _NEXT_ID: Final = 2  # no id from here on was given out
-_SERVING: Final = 3  # unique of the request in hand
+_SERVING: Final = 3  # unique of the request in hand; with _EARLIER, that of the daemon before
+_EARLIER: Final = 1 << 62
 _FULL: Final = 4  # not zero: the record is incomplete
 _LIVES: Final = 5  # takeovers that are complete
 _LONGEST_WAIT: Final = 6
@@ -370,8 +371,13 @@ class NodeRecord:
 
     @property
     def serving(self) -> int:
-        """The unique of the last request."""
-        return int(self._words[_SERVING])
+        """The unique of the last request of this daemon; 0: it has had none."""
+        unique = int(self._words[_SERVING])
+        return 0 if unique & _EARLIER else unique
+
+    def no_longer_served(self) -> None:
+        """Record that another daemon begins: the request in hand, which `load` still needs, causes no death of it."""
+        self._words[_SERVING] |= _EARLIER
 
     def begin(self, unique: int) -> None:
         """Record that a change begins which must not be done twice."""

@@ -178,7 +178,8 @@ class NodeTable:
             record.note(node.nodeid)
 
     def _record_new(self, record: NodeRecord, node: Node) -> bool:
-        """Record the first lookup of a node that has one name, and its note: as most are. False: it is none."""
+        """Record a node and note its first lookup by one entry. Returns False, and does nothing, if the node is
+        recorded already or has more than one name, or its directory is not recorded."""
         above = node.parent
         if node.slot or above is None or self._former or not (above.slot or above.nodeid == ROOT):
             return False

@@ -1,6 +1,6 @@
-"""The nodes that one request has looked up, together in the record of nodes (core.node_record). Pure.
+"""A listing in the record of nodes (core.node_record): the nodes of one directory that one request has looked up. Pure.
 
-A listing shows many, any other request one: that is a listing, too.
+A READDIRPLUS looks up many nodes; a LOOKUP, MKNOD or MKDIR makes a listing of one.
 
 word      bytes of the listing << 8 | LISTED
 word      the request that has counted a lookup of each node, as the record notes it; 0: it is noted elsewhere

@@ -69,7 +69,7 @@ def keep(
     program = cache(make_program)
     while True:
         if channel is None:
-            record.serve(0)  # no request causes a death before the first request
+            record.no_longer_served()
             time.sleep(history.pause_s)
             try:
                 channel, daemon = _fork(history)

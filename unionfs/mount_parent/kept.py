@@ -200,7 +200,7 @@ class Child:
         died_at = history.died_at
         why = keeper.judge(history, status, record, "a keeper of its own")
         history.died_at = died_at
-        record.serve(0)  # no request causes a death before the first request
+        record.no_longer_served()
         self._next = ("" if why else role, why)
         return 0.0 if why else history.pause_s
 
