@@ -17,7 +17,6 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
@@ -119,8 +118,6 @@ class Reader:
             if exc.errno not in _NO_NOWAIT:
                 raise
             if file.waits is None and self._waits(file):
-                with suppress(OSError):  # the server begins to read while a thread takes the work up
-                    os.posix_fadvise(file.fd, offset, size, os.POSIX_FADV_WILLNEED)
                 return partial(_read_waiting, file, unique, offset, size)
             got = os.preadv(file.fd, room, offset)
         length = _HEADER + got
