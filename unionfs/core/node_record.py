@@ -248,6 +248,11 @@ class NodeRecord:
         elif self._listing_at and recorded_listing.ids_of(self._words, self._listing_at) == [note]:
             self._words[(self._listing_at >> 3) + 1] = self._listing_at = 0
 
+    def drop_earlier_notes(self) -> None:
+        """Drop what the daemon before has noted for the request in hand: it is about to be taken back, and a death from
+        here on must not have it taken back again."""
+        self._words[_NOTED] = self._noted_for | self._noted
+
     def mark(self, slot: int, flag: int) -> None:
         """Add a flag to an entry."""
         self._words[slot >> 3] |= flag

@@ -64,6 +64,7 @@ class _Lives:
         os._exit(KILLED)
 
     def take_over(self) -> None:
+        self.kept.record.no_longer_served()  # as the keeper does
         self.kept.changes = takeover.take_over(self.served.union)
         self.kept.unanswered = takeover.unanswered(self.served.union)
         self.kept.continues = True
@@ -148,6 +149,28 @@ def test_what_was_counted_for_an_answer_that_was_never_given_is_taken_back(serve
     assert union.node_count == 1
     assert union._nodes.record is not None
     assert union._nodes.record.load()[1] == []
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_what_was_counted_is_taken_back_once_if_two_daemons_die(served: Served, *, is_replaced: bool) -> None:
+    """The name has changed meanwhile: the second daemon counts another node for it, or none, and dies as the first."""
+    lives = _Lives(served)
+    lives.first(_lookup(b"up"), _lookup(b"up", _UNIQUE), until_done=True)
+    os.rename(served.upper / "up", served.upper / "away")
+    if is_replaced:
+        (served.upper / "up").touch()
+
+    def second() -> None:
+        lives.take_over()
+        served.ask(_lookup(b"up", _RESENT))
+        os._exit(KILLED)
+
+    assert in_child(second).status == KILLED
+    lives.take_over()
+    found = wire.entry_out(served.ask(_lookup(b"up", _RESENT)).body).nodeid  # 0: there is no such name
+    assert (found > 2) == is_replaced
+    counts = {there.nodeid: there.nlookup for there in lives.kept.record.load()[1]}
+    assert counts == ({2: 1, found: 1} if is_replaced else {2: 1})
 
 
 def test_what_was_counted_for_an_answer_that_was_given_stays(served: Served) -> None:

@@ -332,7 +332,7 @@ class Dispatcher:
         else:
             reply = self._serve_request(head, buf, end)
         if is_resent:
-            self.take_back(unique)
+            self.take_back(record, unique)
         return reply
 
     def continue_serving(self, last: memoryview) -> None:
@@ -355,11 +355,12 @@ class Dispatcher:
             else:
                 handlers.forget(self, unique, head[3], head, last, length)
 
-    def take_back(self, unique: int) -> None:
+    def take_back(self, record: NodeRecord, unique: int) -> None:
         """Take back the lookups and opens that the daemon before has counted for this request, which is sent again: the
-        kernel never got its answer."""
+        kernel never got its answer. `record`: that of the nodes of this dispatcher."""
         if not self.unanswered.are_for(unique):
             return
+        record.drop_earlier_notes()
         notes, self.unanswered = self.unanswered.notes, Notes()
         for note in notes:
             if not note & OPENED:

@@ -95,11 +95,12 @@ def answer(main: Dispatcher, head: Head, buf: memoryview, end: int) -> bytes | m
             main.record.forgetting(unique, 0)
         view.encoder.set_id.discard(head[3])
     kept, first_unique = main.session.kept, unique & ~abi.UNIQUE_RESEND
-    if kept is not None and kept.view_record is not None:
-        kept.view_record.serve(first_unique)
+    record = kept.view_record if kept is not None else None
+    if record is not None:
+        record.serve(first_unique)
     reply = view.answer((head[0], opcode, unique, head[3] & ~VIEW, *head[4:]), buf, end)
-    if unique != first_unique:
-        view.take_back(first_unique)
+    if unique != first_unique and record is not None:
+        view.take_back(record, first_unique)
     return reply
 
 
