@@ -60,6 +60,22 @@ def _stats(stand: MountedSubject) -> dict[str, object]:
     return found
 
 
+def _mount_with(stand: MountedSubject, scratch: Path, fault: str, *, is_pure: bool = True) -> Path:
+    """Mount again, so that daemons and keeper begin with the program `fault`, in which "{path!r}" is a file that all
+    may write to. Returns its path. `is_pure`: nothing is compiled, so that functions can be replaced."""
+    stand.unmount()
+    broken = scratch / "broken"
+    broken.mkdir()
+    deaths = broken / "deaths"
+    deaths.touch()
+    deaths.chmod(0o666)
+    (broken / "sitecustomize.py").write_text(fault.replace("{path!r}", repr(str(deaths))))
+    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_LINGER": "0"}
+    stand._env = {**env, "UNIONFS_PURE": "1"} if is_pure else env
+    stand.mount()
+    return deaths
+
+
 def test_open_files_stay_open(stand: MountedSubject) -> None:
     mount = _mount(stand)
     # The agent's child kills the daemon: it runs as the daemon's user.
@@ -188,13 +204,7 @@ def test_without_a_keeper_stats_show_none(stand: MountedSubject) -> None:
 
 def test_an_exception_that_escapes_is_a_death(stand: MountedSubject, scratch: Path) -> None:
     """A request that ends three daemons in a row is answered EIO, and named in the log."""
-    stand.unmount()
-    broken = scratch / "broken"
-    broken.mkdir()
-    (broken / "sitecustomize.py").write_text(_BROKEN)
-    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
-    stand._env = {**env, "UNIONFS_LINGER": "0"}
-    stand.mount()
+    _mount_with(stand, scratch, _BROKEN)
     stand.run(_meet_the_fault)
     log = stand.log.read_text()
     assert log.count("this one continues after") == 3
@@ -250,13 +260,7 @@ server._Engine.begin = begin
 def test_daemons_that_fail_before_their_first_request_end_the_mount(
     stand: MountedSubject, scratch: Path, fault: str
 ) -> None:
-    stand.unmount()
-    broken = scratch / "broken"
-    broken.mkdir()
-    (broken / "sitecustomize.py").write_text(fault)
-    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
-    stand._env = {**env, "UNIONFS_LINGER": "0"}
-    stand.mount()
+    _mount_with(stand, scratch, fault)
     stand.agent.call(os.kill, chaos.wait_for_daemon(_mount(stand)), signal.SIGKILL)
     assert stand.wait_for_daemons() == {}
     assert not stand.is_mounted()
@@ -288,16 +292,7 @@ def test_daemons_that_are_killed_in_their_takeovers_are_replaced_without_an_erro
     stand: MountedSubject, scratch: Path
 ) -> None:
     """25 in a row, while a program waits for the answer to a request."""
-    stand.unmount()
-    broken = scratch / "broken"
-    broken.mkdir()
-    deaths = broken / "deaths"
-    deaths.touch()
-    deaths.chmod(0o666)
-    (broken / "sitecustomize.py").write_text(_KILLED.format(path=str(deaths)))
-    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
-    stand._env = {**env, "UNIONFS_LINGER": "0"}
-    stand.mount()
+    deaths = _mount_with(stand, scratch, _KILLED)
     stand.run(_read_a_link)
     assert deaths.stat().st_size == 26
     stand.unmount()
@@ -329,16 +324,7 @@ turn.answer = killed
 
 
 def test_what_a_daemon_has_counted_and_not_answered_is_not_counted_twice(stand: MountedSubject, scratch: Path) -> None:
-    stand.unmount()
-    broken = scratch / "broken"
-    broken.mkdir()
-    deaths = broken / "deaths"
-    deaths.touch()
-    deaths.chmod(0o666)
-    (broken / "sitecustomize.py").write_text(_BEFORE_THE_ANSWER.format(path=str(deaths)))
-    env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
-    stand._env = {**env, "UNIONFS_LINGER": "0"}
-    stand.mount()
+    deaths = _mount_with(stand, scratch, _BEFORE_THE_ANSWER)
     stand.run(_look_up)
     assert sorted(deaths.read_text().split()) == ["1", "44", "8", "9"]
     deadline = time.monotonic() + limit(20)
@@ -376,12 +362,7 @@ def test_a_keeper_that_can_start_no_process_tries_again_and_unmounts_in_the_end(
     stand: MountedSubject, scratch: Path
 ) -> None:
     """Five times it fails after the first death; after the second it always does."""
-    stand.unmount()
-    broken = scratch / "broken"
-    broken.mkdir()
-    (broken / "sitecustomize.py").write_text(_NO_PROCESS)
-    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_LINGER": "0"}
-    stand.mount()
+    _mount_with(stand, scratch, _NO_PROCESS, is_pure=False)
     kill_daemon(_mount(stand))
     stand.run(_meet_no_fault)
     stand.agent.call(os.kill, chaos.wait_for_daemon(_mount(stand)), signal.SIGKILL)
