@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from unionfs.core import record_version, recorded_entry, recorded_listing
 from unionfs.core.recorded_entry import FIXED, LIVE, OPEN, WORD, DamagedError
-from unionfs.core.recorded_listing import HEAD, LISTED, SHORT
+from unionfs.core.recorded_listing import HEAD, LISTED
 from unionfs.core.recorded_node import NOTED_UNIQUE, Notes, OpenFile, RecordedNode
 from unionfs.core.recorded_rename import Rename
 
@@ -180,12 +180,12 @@ class NodeRecord:
     def put(self, flags: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]) -> int:
         """Add an entry. Returns its slot, never 0; 0 when there is no room. Behind the names may stand ids that the
         node had before, each as the parent of a name without a byte, and, with parent 0, what a directory shows."""
-        further = recorded_entry.further_names(names)
-        at, whole = self._end, FIXED + ((len(names[0][1]) + 7) & ~7) + len(further)
+        entry = recorded_entry.encode(nodeid, nlookup, ino, names)
+        at, whole = self._end, 8 + len(entry)
         if at + whole + 8 > _AREAS_END:
             self._words[_FULL] = 1
             return 0
-        recorded_entry.write(self._mm, at, nodeid, nlookup, ino, names, further)
+        self._mm[at + 8 : at + whole] = entry
         self._words[at >> 3] = whole << 8 | flags | LIVE
         self._end = at + whole
         self._used += whole
@@ -201,21 +201,23 @@ class NodeRecord:
         if end + 8 > _AREAS_END or not self._has_listings or self._listing_at:
             return 0
         recorded_listing.write(self._mm, at, self._noted_for, parent, ids, inos, joined, longest)
-        self._words[at >> 3] = (end - at) << 8 | LISTED
-        self._listing_at, self._end = at, end
-        self._used += count * recorded_listing.room_of(longest)
-        return at + HEAD
+        return self._add_listing(end, count * recorded_listing.room_of(longest))
 
     def put_looked_up(self, parent: int, nodeid: int, ino: int, name: bytes) -> int:
         """As `put_listed` for one node, whose name has NAME_MAX bytes at most."""
-        at, room = self._end, FIXED + ((len(name) + 7) & ~7)
-        end = at + HEAD + SHORT + room - FIXED
+        at, room = self._end, recorded_listing.room_of(len(name))
+        end = recorded_listing.end_of(at, 1, len(name))
         if end + 8 > _AREAS_END or not self._has_listings or self._listing_at:
             return 0
         recorded_listing.write_one(self._mm, at, self._noted_for, parent, nodeid, ino, name, room)
+        return self._add_listing(end, room)
+
+    def _add_listing(self, end: int, used: int) -> int:
+        """Let the listing that is written behind the last entry count, with `used` bytes. Returns its first slot."""
+        at = self._end
         self._words[at >> 3] = (end - at) << 8 | LISTED
         self._listing_at, self._end = at, end
-        self._used += room
+        self._used += used
         return at + HEAD
 
     def count(self, slot: int, nlookup: int) -> None:
@@ -240,7 +242,8 @@ class NodeRecord:
         self._words[_NOTED] = self._noted_for | self._noted
 
     def unnote(self, note: int) -> None:
-        """Take the last note back, if it is this one, since it is no longer counted in a moment."""
+        """Take the last note back, if it is this one, since it is no longer counted in a moment. A lookup may be noted
+        in a listing of one node."""
         noted = self._noted
         if noted and self._words[_NOTED + noted] == note:
             self._noted = noted - 1
@@ -386,7 +389,7 @@ class NodeRecord:
 
     def begin(self, unique: int) -> None:
         """Record that a change begins which must not be done twice."""
-        self._ring = (self._ring + 1) & (_RING_SIZE - 1)
+        self._ring = (self._ring + 1) % _RING_SIZE
         self._words[_RING_AT] = self._ring
         self._words[_RING + self._ring] = unique
 

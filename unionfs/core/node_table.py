@@ -178,8 +178,8 @@ class NodeTable:
             record.note(node.nodeid)
 
     def _record_new(self, record: NodeRecord, node: Node) -> bool:
-        """Record a node and note its first lookup by one entry. Returns False, and does nothing, if the node is
-        recorded already or has more than one name, or its directory is not recorded."""
+        """Record a node and note its first lookup by one entry. Returns False without an entry if the node is recorded
+        already or has more than one name, if its directory is not recorded, or as `put_looked_up` says."""
         above = node.parent
         if node.slot or above is None or self._former or not (above.slot or above.nodeid == ROOT):
             return False
@@ -191,7 +191,7 @@ class NodeTable:
             node.slot = slot
         else:
             node.slot = slot
-        return slot > 0
+        return slot != 0
 
     def record_listed(self) -> None:
         """Record the lookups of a listing, those of new nodes together. To be called before the kernel knows."""

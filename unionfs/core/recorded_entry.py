@@ -31,19 +31,16 @@ class DamagedError(Exception):
     """The record cannot be read. `str()` says why."""
 
 
-def further_names(names: list[tuple[int, bytes]]) -> bytes:
-    """Return all names of an entry but the first one, as they stand behind that."""
-    return b"".join(_NAME.pack(above, len(name)) + name + bytes(-len(name) & 7) for above, name in names[1:])
+def encode(nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]) -> bytes:
+    """Return all but the first word of an entry."""
+    parent, first = names[0]
+    fields = _FIELDS.pack(nodeid, nlookup, ino, parent, len(first) | len(names) - 1 << 32)
+    further = [_NAME.pack(above, len(name)) + _filled(name) for above, name in names[1:]]
+    return b"".join((fields, _filled(first), *further))
 
 
-def write(
-    mm: Any, at: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]], further: bytes
-) -> None:
-    """Write all but the first word of an entry; `further`: its `further_names`."""
-    parent, name = names[0]
-    _FIELDS.pack_into(mm, at + 8, nodeid, nlookup, ino, parent, len(name) | len(names) - 1 << 32)
-    there = name + bytes(-len(name) & 7) + further
-    mm[at + FIXED : at + FIXED + len(there)] = there
+def _filled(name: bytes) -> bytes:
+    return name + bytes(-len(name) & 7)
 
 
 def read(mm: Any, at: int, size: int, flags: int) -> RecordedNode:

@@ -3,7 +3,7 @@
 A READDIRPLUS looks up many nodes; a LOOKUP, MKNOD or MKDIR makes a listing of one.
 
 word      bytes of the listing << 8 | LISTED
-word      the request that has counted a lookup of each node, as the record notes it; 0: it is noted elsewhere
+word      the request that has counted a lookup of each node, as the record notes it; 0: none that is still to be noted
 word      node id of the directory
 word      number of nodes | bytes of the names << 32
 entries   four words for each node, SHORT bytes: the first ones of any entry of the record

@@ -24,7 +24,7 @@ class RecordedNode:
         former: list[int],
         shown: bytes,
     ) -> None:
-        self.slot = slot  # changed by NodeTable.compact
+        self.slot = slot  # changed by NodeTable.put_recorded
         self.flags = flags  # immutable
         self.nodeid = nodeid  # immutable
         self.nlookup = nlookup  # changed by NodeTable

@@ -146,7 +146,6 @@ class Session:
             if count:  # else nothing is written: another daemon may still write to the record
                 self.recorded_counts[code] += count
         self.kept = kept
-        self.continue_counting()
 
     def continue_counting(self) -> None:
         """Continue from the recorded counts. Before the first request: another daemon may have served meanwhile."""
